@@ -1,0 +1,77 @@
+"""The Decision Arbiter (section 4): judges the whole pool jointly and picks the best set."""
+
+from __future__ import annotations
+
+from itertools import chain, zip_longest
+from typing import Any
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from agents.calls import ask, failed, read_prompt
+from agents.context import Context, context_of
+from agents.schemas import ProposedTag, Tag, selection_schema
+from agents.state import IntentState
+from agents.wording import moment_text, profile_text
+
+TOKENS_A_PICK = 34
+
+
+async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> IntentState:
+    """Pick `T_final = f_arbiter(T_1 + ... + T_K, C)`, best first; the tags are not grounded yet."""
+    context = context_of(runtime)
+    pool = _distinct(state.get("pool", []))
+    if not pool:
+        return {"tags": [], "degraded": ["no tags: no expert gave a valid answer"]}
+    prompt = await read_prompt("arbiter", context.arbiter_prompt, context.arbiter_instructions)
+    count = min(context.final_tags, len(pool))
+    asked = await ask(
+        runtime,
+        prompt,
+        {
+            "moment": moment_text(state["as_of"]),
+            "profile": profile_text(state["household"].profile),
+            "personas": [
+                {
+                    "name": persona.name,
+                    "intent": persona.intent,
+                    "evidence": "; ".join(line.text for line in persona.evidence),
+                }
+                for persona in state["personas"]
+            ],
+            "signals": [{"text": signal.text} for signal in state["household"].signals],
+            "pool": [{"tag": proposed.tag, "persona": proposed.persona} for proposed in pool],
+            "tags": count,
+        },
+        selection_schema([proposed.tag for proposed in pool], count),
+        user_id=state["user_id"],
+        subject="household",
+        temperature=context.arbiter_temperature,
+        max_tokens=TOKENS_A_PICK * count + 20,
+    )
+    persona_of = {proposed.tag: proposed.persona for proposed in pool}
+    return {
+        "tags": [_tag(pick.tag, persona_of[pick.tag], pick.reason) for pick in asked.answer.picks],
+        "calls": asked.calls,
+        "rejected": asked.rejected,
+    }
+
+
+async def record_arbiter_failure(state: IntentState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
+    """Without a verdict on the set the experts' own tags go on, one of each in turn, and the answer says so."""
+    personas = [[p for p in _distinct(state["pool"]) if p.persona == persona.name] for persona in state["personas"]]
+    turns = [proposed for proposed in chain.from_iterable(zip_longest(*personas)) if proposed]
+    tags = [_tag(proposed.tag, proposed.persona, "") for proposed in turns[: context_of(runtime).final_tags]]
+    note = "tags are the experts' own, in turn: the arbiter gave no valid answer"
+    update = {**failed("arbiter", "household", error.error), "tags": tags, "degraded": [note]}
+    return Command(update=update, goto="ground_tags")
+
+
+def _distinct(pool: list[ProposedTag]) -> list[ProposedTag]:
+    """The first of tags that differ in case only."""
+    return list({proposed.tag.casefold(): proposed for proposed in reversed(pool)}.values())[::-1]
+
+
+def _tag(tag: str, persona: str, reason: str) -> Tag:
+    return Tag(tag=tag, persona=persona, category=[], score=0.0, reason=reason, source="model", proposed=tag)

@@ -1,0 +1,91 @@
+"""The last steps of a request: explanations and verdicts onto their items, costs summed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from agents.schemas import AgentUsage, CallRecord, ExplanationTask, Fact, JudgeTask, RecommendedItem, Request, Usage
+from agents.state import RecommendState
+from agents.wording import moment_text, profile_text, shelf_text
+
+
+async def open_request(state: Request) -> RecommendState:
+    """Note when the request came."""
+    return {"as_of": state.as_of, "started": time.time()}
+
+
+async def collect_explanations(state: RecommendState) -> RecommendState:
+    """Put each explanation onto its item; the items' order stays."""
+    explained = {item.item_id: item for item in state.get("explained", [])}
+    return {"items": [explained.get(item.item_id, item) for item in state["items"]]}
+
+
+async def assemble_recommendation(state: RecommendState) -> RecommendState:
+    """Put each verdict onto its item and sum what the request cost."""
+    verdicts = {judged["subject_id"]: judged["verdict"] for judged in state.get("judged", [])}
+    items = [item.model_copy(update={"verdict": verdicts.get(item.item_id)}) for item in state["items"]]
+    calls = state.get("calls", [])
+    usage = Usage(
+        llm_calls=len(calls),
+        prompt_tokens=sum(call.prompt_tokens for call in calls),
+        completion_tokens=sum(call.completion_tokens for call in calls),
+        seconds=round(time.time() - state["started"], 3),
+        by_agent={agent: agent_usage(agent, calls) for agent in dict.fromkeys(call.agent for call in calls)},
+        history_lines=len(state["household"].history),
+        history_lines_cut=state["history_lines_cut"],
+    )
+    return {"items": items, "usage": usage}
+
+
+def agent_usage(agent: str, calls: Sequence[CallRecord]) -> AgentUsage:
+    """What the calls of one agent cost."""
+    own = [call for call in calls if call.agent == agent]
+    first = [call for call in own if call.attempt == 1]
+    return AgentUsage(
+        llm_calls=len(own),
+        first_tries=len(first),
+        valid_at_first_try=sum(call.valid for call in first),
+        prompt_tokens=sum(call.prompt_tokens for call in own),
+        completion_tokens=sum(call.completion_tokens for call in own),
+        seconds=round(sum(call.seconds for call in own), 3),
+        prompts=sorted({call.prompt for call in own}),
+        models=sorted({call.model for call in own}),
+    )
+
+
+def explanation_task(state: RecommendState, item: RecommendedItem) -> ExplanationTask:
+    """What stylist and explainer may see for one item."""
+    personas = {persona.name: persona for persona in state["personas"]}
+    return ExplanationTask(
+        user_id=state["user_id"],
+        as_of=state["as_of"],
+        profile=state["household"].profile,
+        persona=personas.get(item.persona or ""),
+        item=item,
+        signals=state["household"].signals,
+    )
+
+
+def judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
+    """The explanation of one item with every fact that a rubric may ask for."""
+    task = explanation_task(state, item)
+    facts = [
+        Fact(name="moment", text=moment_text(task.as_of)),
+        Fact(name="profile", text=profile_text(task.profile)),
+        Fact(name="item", text=item.title),
+        Fact(name="shelf", text=shelf_text(item.category)),
+        *(Fact(name="signals", text=signal.text) for signal in task.signals),
+    ]
+    if task.persona:
+        facts.append(Fact(name="persona", text=f"{task.persona.name}: {task.persona.intent}"))
+        facts += [
+            Fact(name="history", text=f"{line.text} ({line.rhythm(task.as_of)})") for line in task.persona.evidence
+        ]
+    return JudgeTask(
+        user_id=task.user_id,
+        kind="explanations",
+        subject_id=item.item_id,
+        subject=item.explanation or "",
+        facts=facts,
+    )

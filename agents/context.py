@@ -1,0 +1,120 @@
+"""The runtime context: every setting of a request, with bounds, resolved once and frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from langgraph.runtime import Runtime
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tools.embedding import PACKAGED_MODEL
+from tools.llm import Endpoint
+from tools.models import DEFAULT_MODEL
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
+
+
+def _for_nodes(*nodes: str, **extra: str) -> dict[str, Any]:
+    """Metadata by which Studio shows a setting at its nodes."""
+    return {"langgraph_nodes": list(nodes), **extra}
+
+
+class Context(BaseSettings):
+    """Settings of one request: argument, else environment variable `RECGPT_<FIELD>`, else default.
+
+    A prompt version names a file `prompts/<agent>/<version>.yaml`; instructions replace that file's system
+    text for this run, which is how Studio edits a prompt.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RECGPT_", frozen=True, extra="forbid")
+
+    dataset: Path = Field(Path("data/completejourney"), description="data set directory")
+    base_url: str = Field(DEFAULT_BASE_URL, description="OpenAI-compatible model server")
+    model: str = Field(DEFAULT_MODEL, description="model name at the server")
+    api_key: SecretStr = Field(SecretStr("EMPTY"), description="key of the model server, if it has one")
+    request_timeout: float = Field(180.0, gt=0, le=3600, description="seconds for one model call")
+    embedding_model: str = Field(
+        PACKAGED_MODEL, description="sentence-transformers directory or name, or the address of a /v1/embeddings"
+    )
+    weather: str | None = Field(None, description="weather source: a CSV or Parquet file, or a web address")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="of sampling at the server; vLLM 0.32 on a CPU dies on a seeded request whose prompt it chunks, "
+        "which the profile cpu of `recgpt serve` rules out",
+    )
+
+    personas: int = Field(
+        3, ge=2, le=8, description="K: at most so many personas", json_schema_extra=_for_nodes("plan_intents")
+    )
+    tags_per_expert: int = Field(
+        15, ge=3, le=40, description="tags of one expert", json_schema_extra=_for_nodes("run_expert")
+    )
+    final_tags: int = Field(
+        12, ge=1, le=60, description="tags that the arbiter picks", json_schema_extra=_for_nodes("arbitrate_tags")
+    )
+    items: int = Field(6, ge=1, le=50, description="items to recommend", json_schema_extra=_for_nodes("retrieve_items"))
+    judge: bool = Field(False, description="grade each explanation")
+    judge_threshold: float = Field(
+        0.5, gt=0, le=1, description="tau: share of positive dimensions from which a grade is Superior"
+    )
+
+    planner_tokens: int = Field(
+        2000,
+        ge=500,
+        le=1_000_000,
+        description="most tokens of the planner's prompt, never more than the model's window holds",
+        json_schema_extra=_for_nodes("plan_intents"),
+    )
+    default_window: int = Field(
+        8192, ge=1024, le=10_000_000, description="context window of a server that does not tell its own"
+    )
+    attempts: int = Field(2, ge=1, le=10, description="answers asked of a model before its call counts as failed")
+    rewrite_below: float = Field(
+        0.5, ge=0, le=1, description="a tag less similar to every leaf category is rewritten to the nearest leaf"
+    )
+
+    planner_prompt: str = Field("v1", json_schema_extra=_for_nodes("plan_intents"))
+    planner_temperature: float = Field(0.4, ge=0, le=2, json_schema_extra=_for_nodes("plan_intents"))
+    planner_instructions: str | None = Field(
+        None, json_schema_extra=_for_nodes("plan_intents", langgraph_type="prompt")
+    )
+    expert_prompt: str = Field("v1", json_schema_extra=_for_nodes("run_expert"))
+    expert_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("run_expert"))
+    expert_instructions: str | None = Field(None, json_schema_extra=_for_nodes("run_expert", langgraph_type="prompt"))
+    arbiter_prompt: str = Field("v1", json_schema_extra=_for_nodes("arbitrate_tags"))
+    arbiter_temperature: float = Field(0.2, ge=0, le=2, json_schema_extra=_for_nodes("arbitrate_tags"))
+    arbiter_instructions: str | None = Field(
+        None, json_schema_extra=_for_nodes("arbitrate_tags", langgraph_type="prompt")
+    )
+    style_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_style"))
+    style_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_style"))
+    style_instructions: str | None = Field(None, json_schema_extra=_for_nodes("write_style", langgraph_type="prompt"))
+    explainer_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_explanation"))
+    explainer_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_explanation"))
+    explainer_instructions: str | None = Field(
+        None, json_schema_extra=_for_nodes("write_explanation", langgraph_type="prompt")
+    )
+    evaluator_prompt: str = Field("v1", json_schema_extra=_for_nodes("evaluate_dimension"))
+    evaluator_temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_for_nodes("evaluate_dimension"))
+    evaluator_instructions: str | None = Field(
+        None, json_schema_extra=_for_nodes("evaluate_dimension", langgraph_type="prompt")
+    )
+    reviewer_prompt: str = Field("v1", json_schema_extra=_for_nodes("review_verdict"))
+    reviewer_temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_for_nodes("review_verdict"))
+    reviewer_instructions: str | None = Field(
+        None, json_schema_extra=_for_nodes("review_verdict", langgraph_type="prompt")
+    )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the agents' model is."""
+        return Endpoint(self.base_url, self.model, self.api_key, self.request_timeout)
+
+
+def context_of(runtime: Runtime[Context]) -> Context:
+    """The context of a run; one that was invoked without any (as in Studio) has the defaults."""
+    return runtime.context or Context()

@@ -1,0 +1,55 @@
+"""A Distributed Expert (section 4): item tags for one persona."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from agents.calls import ask, failed, read_prompt
+from agents.context import Context, context_of
+from agents.schemas import ExpertTask, ProposedTag, tags_schema
+from agents.state import IntentState
+from agents.wording import evidence_lines, moment_text, profile_text
+
+TOKENS_A_TAG = 20
+
+
+async def run_expert(state: ExpertTask, runtime: Runtime[Context]) -> IntentState:
+    """Write tags `T_k = f_expert(p_k)`; the expert sees the persona, its evidence and E, never B."""
+    context = context_of(runtime)
+    prompt = await read_prompt("expert", context.expert_prompt, context.expert_instructions)
+    persona = state.persona
+    asked = await ask(
+        runtime,
+        prompt,
+        {
+            "moment": moment_text(state.as_of),
+            "profile": profile_text(state.profile),
+            "persona": persona.name,
+            "intent": persona.intent,
+            "evidence": evidence_lines(persona.evidence, state.as_of),
+            "signals": [{"text": signal.text} for signal in state.signals],
+            "tags": context.tags_per_expert,
+        },
+        tags_schema(context.tags_per_expert),
+        user_id=state.user_id,
+        subject=persona.name,
+        temperature=context.expert_temperature,
+        max_tokens=TOKENS_A_TAG * context.tags_per_expert + 20,
+    )
+    tags = dict.fromkeys(" ".join(tag.split()) for tag in asked.answer.tags)
+    return {
+        "pool": [ProposedTag(tag=tag, persona=persona.name) for tag in tags],
+        "calls": asked.calls,
+        "rejected": asked.rejected,
+    }
+
+
+async def record_expert_failure(state: ExpertTask, error: NodeError) -> Command[Any]:
+    """One expert less: the arbiter goes on with the others."""
+    name = state.persona.name
+    note = f"no tags for the persona {name!r}: its expert gave no valid answer"
+    return Command(update={**failed("expert", name, error.error), "degraded": [note]}, goto="arbitrate_tags")

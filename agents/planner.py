@@ -1,0 +1,105 @@
+"""The Global Planner (section 4): reads the context once and splits the intent into personas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from agents.calls import ask, failed, read_prompt
+from agents.context import Context, context_of
+from agents.schemas import Household, Persona, plan_schema
+from agents.state import IntentState
+from agents.wording import evidence_lines, moment_text, profile_text
+from prompts.template import Value
+from tools.history import HistoryLine, number_lines
+from tools.llm import measure_prompt
+
+TOKENS_A_PERSONA = 160
+"""Bound of the answer: name, intent and ids of one persona."""
+REPAIR_TOKENS = 120
+"""Room for the reason why an answer was rejected."""
+CHARACTERS_A_TOKEN_AT_MOST = 8
+"""No text has longer tokens on average: lines beyond this are cut before anything is counted."""
+
+
+async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentState:
+    """Keep the most telling history lines that fit the planner's prompt, number them, and report the cut.
+
+    What fits is `context.planner_tokens`, and never more than the model's window less the answer and its repairs.
+    """
+    context = context_of(runtime)
+    prompt = await read_prompt("planner", context.planner_prompt, context.planner_instructions)
+    lines = state["household"].history
+    kept = _worth_counting(lines, context.planner_tokens)
+    answer = TOKENS_A_PERSONA * context.personas + REPAIR_TOKENS * (context.attempts > 1)
+    while True:
+        household = state["household"].model_copy(update={"history": number_lines(lines[:kept])})
+        messages = prompt.render(_values(state["as_of"], household, context.personas))
+        size = await measure_prompt(context.endpoint, messages, context.default_window)
+        budget = min(context.planner_tokens, size.window - answer)
+        if size.tokens <= budget or kept == 1:
+            break
+        kept = max(1, min(kept - 1, int(kept * budget / size.tokens)))
+    cut = len(lines) - kept
+    note = f"history: the {cut} least telling of {len(lines)} lines did not fit into {budget} tokens"
+    return {"household": household, "history_lines_cut": cut, "degraded": [note] if cut else []}
+
+
+async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentState:
+    """Write personas `{p_1 ... p_K} = f_planner(C)`, each with history lines and signals that support it."""
+    context = context_of(runtime)
+    prompt = await read_prompt("planner", context.planner_prompt, context.planner_instructions)
+    household = state["household"]
+    lines = {line.id: line for line in household.history}
+    signals = {signal.id: signal for signal in household.signals}
+    asked = await ask(
+        runtime,
+        prompt,
+        _values(state["as_of"], household, context.personas),
+        plan_schema(list(lines), list(signals), context.personas),
+        user_id=state["user_id"],
+        subject="household",
+        temperature=context.planner_temperature,
+        max_tokens=TOKENS_A_PERSONA * context.personas,
+    )
+    personas = [
+        Persona(
+            name=planned.name,
+            intent=planned.intent,
+            evidence=[lines[key] for key in dict.fromkeys(planned.evidence)],
+            signals=[signals[key] for key in dict.fromkeys(planned.signals)],
+        )
+        for planned in asked.answer.personas
+    ]
+    return {"personas": personas, "calls": asked.calls, "rejected": asked.rejected}
+
+
+async def record_planner_failure(state: IntentState, error: NodeError) -> Command[Any]:
+    """Without personas there are no experts to ask: the request ends with the failure in its trail."""
+    note = "no personas: the planner gave no valid answer"
+    return Command(update={**failed("planner", "household", error.error), "degraded": [note]})
+
+
+def _worth_counting(lines: Sequence[HistoryLine], tokens: int) -> int:
+    """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
+    characters = 0
+    for count, line in enumerate(lines):
+        characters += len(line.text)
+        if characters > tokens * CHARACTERS_A_TOKEN_AT_MOST:
+            return max(count, 1)
+    return len(lines)
+
+
+def _values(as_of: datetime, household: Household, personas: int) -> dict[str, Value]:
+    return {
+        "moment": moment_text(as_of),
+        "profile": profile_text(household.profile),
+        "signals": [{"id": signal.id, "text": signal.text} for signal in household.signals],
+        "history": evidence_lines(household.history, as_of),
+        "personas": personas,
+    }

@@ -1,0 +1,40 @@
+"""Reading the context C = {B, U, E} of a request (section 1): the only node that opens the household's history."""
+
+from __future__ import annotations
+
+import asyncio
+
+from langgraph.runtime import Runtime
+
+from agents.context import Context, context_of
+from agents.schemas import Household, Request
+from agents.state import IntentState
+from tools.dataset import open_dataset
+from tools.errors import NoHistoryError
+from tools.history import read_history
+from tools.signals import read_signals
+
+
+async def read_context(state: Request, runtime: Runtime[Context]) -> IntentState:
+    """Read history, profile and signals before `as_of`; history lines are the most telling first.
+
+    Raises:
+        DatasetError, UnknownUserError, NoHistoryError: there is nothing to recommend from.
+    """
+    context = context_of(runtime)
+    household = await asyncio.to_thread(_read, context, state)
+    return {"as_of": state.as_of, "household": household, "personas": [], "tags": [], "history_lines_cut": 0}
+
+
+def _read(context: Context, request: Request) -> Household:
+    dataset = open_dataset(context.dataset)
+    if request.as_of <= dataset.first_event:
+        raise NoHistoryError(
+            f"nothing happened before {request.as_of:%Y-%m-%d %H:%M}: the first event of {dataset.directory} "
+            f"is at {dataset.first_event:%Y-%m-%d %H:%M}; take a later moment"
+        )
+    return Household(
+        profile=dataset.user(request.user_id)[0],
+        history=read_history(dataset, request.user_id, request.as_of),
+        signals=read_signals(dataset, request.user_id, request.as_of, context.weather),
+    )

@@ -1,0 +1,373 @@
+"""What the agents exchange. The same classes make the JSON schemas, validate the answers and are the output format.
+
+An answer's schema depends on its request (the ids that exist, how many tags are asked), so `plan_schema` and its
+like derive a class with those bounds; a field that the server holds to a bound is validated by the same bound.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from prompts.rubric import Label, Rubric, Subject
+from tools.history import HistoryLine
+from tools.signals import Signal
+
+Grade = Literal["Superior", "Average", "Bad"]
+Channel = Literal["cognitive", "habit"]
+
+
+class Record(BaseModel):
+    """Base of what is passed on: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(Record):
+    """Base of what a model answers."""
+
+
+# ---- requests -------------------------------------------------------------------------------------------------
+
+
+class Request(Record):
+    """One household at one moment: the input of the graphs `intent` and `recommend`."""
+
+    user_id: str = Field(min_length=1)
+    as_of: datetime = Field(
+        description="the moment of the request, in the data set's time zone; later events do not exist"
+    )
+
+    @field_validator("as_of")
+    @classmethod
+    def _data_set_time(cls, value: datetime) -> datetime:
+        return value.replace(tzinfo=None)
+
+
+class Persona(Record):
+    """One intent facet p_k (section 4), with what supports it."""
+
+    name: str
+    intent: str
+    evidence: list[HistoryLine]
+    signals: list[Signal]
+
+
+class ProposedTag(Record):
+    """A tag of one expert, before the arbiter."""
+
+    tag: str
+    persona: str
+
+
+class Tag(Record):
+    """A final item tag: the arbiter's pick, grounded in the catalogue."""
+
+    tag: str
+    persona: str
+    category: list[str] = Field(
+        description="the nearest leaf category, as a path from root to leaf; empty before grounding"
+    )
+    score: float = Field(description="cosine of the tag as the expert wrote it and that leaf's name")
+    reason: str
+    source: Literal["model", "rewritten"] = Field(
+        description="rewritten: grounding replaced the tag by the leaf's name"
+    )
+    proposed: str = Field(description="the tag as the expert wrote it")
+
+
+class StyleGuideline(Answer):
+    """The style guideline g (section 6, stage 1)."""
+
+    tone: str = Field(min_length=3, max_length=40)
+    audience: str = Field(min_length=3, max_length=60)
+    rhetoric: str = Field(min_length=3, max_length=60)
+    season: str = Field(min_length=3, max_length=40)
+    words: int = Field(ge=8, le=40)
+
+
+class DimensionLabel(Record):
+    """One evaluator's label."""
+
+    dimension: str
+    label: Label
+    evidence: str
+
+
+class Verdict(Record):
+    """The judge's grade of one text (section 7)."""
+
+    grade: Grade
+    decisive: str = Field(description="the dimension that decided")
+    rationale: str
+    labels: list[DimensionLabel]
+
+
+class RecommendedItem(Record):
+    """An item of the answer."""
+
+    item_id: str
+    title: str
+    category: list[str]
+    price: float | None
+    tag: str | None = Field(description="the tag that found it; None for the habit channel")
+    persona: str | None
+    channel: Channel
+    score: float = Field(description="cosine of tag and title; 0 for the habit channel")
+    style: StyleGuideline | None = None
+    explanation: str | None = None
+    verdict: Verdict | None = None
+
+
+class ExpertTask(Record):
+    """What one expert gets: a persona with the evidence that the planner picked, and the signals; no history."""
+
+    user_id: str
+    as_of: datetime
+    profile: str | None
+    persona: Persona
+    signals: list[Signal]
+
+
+class ExplanationTask(Record):
+    """What the stylist and the explainer get for one item: the input of the graph `explanation`."""
+
+    user_id: str
+    as_of: datetime
+    profile: str | None
+    persona: Persona | None
+    item: RecommendedItem
+    signals: list[Signal]
+
+
+class StyledTask(ExplanationTask):
+    """The explainer's input: the task and the style guideline."""
+
+    style: StyleGuideline
+
+
+class Fact(Record):
+    """Something that the judge may check a text against."""
+
+    name: Literal["moment", "profile", "persona", "history", "signals", "item", "shelf"]
+    text: str
+
+
+class JudgeTask(Record):
+    """A text to judge and the facts behind it: the input of the graph `judge`."""
+
+    user_id: str
+    kind: Subject
+    subject_id: str = Field(description="the item id or tag that the verdict is about")
+    subject: str = Field(min_length=1, description="the text to judge")
+    facts: list[Fact]
+
+
+class ReviewTask(JudgeTask):
+    """What the reviewer gets: the task, the evaluators' labels, and which of them failed."""
+
+    labels: list[DimensionLabel] = []
+    failures: list[Failure] = []
+
+
+class EvaluationTask(JudgeTask):
+    """What one evaluator gets: one dimension, and the facts that its rubric lets it see."""
+
+    rubric: Rubric
+
+
+# ---- what a run leaves behind ---------------------------------------------------------------------------------
+
+
+class CallRecord(Record):
+    """One model call."""
+
+    agent: str
+    subject: str
+    prompt: str = Field(description="name and version of the prompt file")
+    model: str
+    attempt: int
+    valid: bool
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class Rejection(Record):
+    """An answer that did not hold; it was asked for again, or its agent failed."""
+
+    agent: str
+    subject: str
+    attempt: int
+    reason: str
+    answer: str = Field(description="its first 300 characters")
+
+
+class Failure(Record):
+    """A part of the request that gave nothing, after all attempts."""
+
+    agent: str
+    subject: str = Field(description="persona, item or dimension")
+    kind: Literal["invalid_answer", "server_unreachable", "server_refused"]
+    reason: str
+
+
+class AgentUsage(Record):
+    """Cost of one agent in one request."""
+
+    llm_calls: int
+    valid_at_first_try: int = Field(description="calls of attempt 1 whose answer held")
+    first_tries: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float = Field(description="summed over its calls, which run beside each other")
+    prompts: list[str]
+    models: list[str]
+
+
+class Usage(Record):
+    """Cost of one request."""
+
+    llm_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float = Field(description="from the request to the answer")
+    by_agent: dict[str, AgentUsage]
+    history_lines: int = Field(description="lines of the history that the planner read")
+    history_lines_cut: int = Field(description="lines that did not fit its budget")
+
+
+class Household(Record):
+    """The context C of the request as the agents saw it: what evidence and signals refer to."""
+
+    profile: str | None
+    history: list[HistoryLine]
+    signals: list[Signal]
+
+
+class Recommendation(Record):
+    """One line of the output."""
+
+    user_id: str
+    as_of: datetime
+    household: Household
+    personas: list[Persona]
+    tags: list[Tag]
+    items: list[RecommendedItem]
+    failures: list[Failure]
+    rejected: list[Rejection]
+    degraded: list[str] = Field(description="what is less than asked for, in words")
+    usage: Usage
+
+
+# ---- answers of the model -------------------------------------------------------------------------------------
+
+
+class PlannedPersona(Answer):
+    """One persona as the planner writes it; ids refer to lines of its prompt."""
+
+    name: str = Field(min_length=3, max_length=40)
+    intent: str = Field(min_length=10, max_length=160)
+    evidence: list[str]
+    signals: list[str]
+
+
+class Plan(Answer):
+    """The planner's answer."""
+
+    personas: list[PlannedPersona]
+
+    @field_validator("personas")
+    @classmethod
+    def _names_differ(cls, personas: list[PlannedPersona]) -> list[PlannedPersona]:
+        names = [persona.name.casefold().strip() for persona in personas]
+        if len(set(names)) < len(names):
+            raise ValueError("two personas have the same name")
+        return personas
+
+
+class TagList(Answer):
+    """An expert's answer."""
+
+    tags: list[Annotated[str, Field(min_length=3, max_length=48)]]
+
+
+class PickedTag(Answer):
+    """One pick of the arbiter."""
+
+    tag: str
+    reason: str = Field(min_length=3, max_length=60)
+
+
+class Selection(Answer):
+    """The arbiter's answer, best first."""
+
+    picks: list[PickedTag]
+
+    @field_validator("picks")
+    @classmethod
+    def _picked_once(cls, picks: list[PickedTag]) -> list[PickedTag]:
+        tags = [pick.tag for pick in picks]
+        if twice := sorted({tag for tag in tags if tags.count(tag) > 1}):
+            raise ValueError(f"picked more than once: {', '.join(twice[:3])}")
+        return picks
+
+
+class ExplanationText(Answer):
+    """The explainer's answer."""
+
+    text: str = Field(min_length=20, max_length=280)
+
+
+class EvaluatorAnswer(Answer):
+    """One evaluator's answer."""
+
+    label: Label
+    evidence: str = Field(min_length=1, max_length=120)
+
+
+class Review(Answer):
+    """The reviewer's answer; the grade is not its business but the rule's."""
+
+    decisive: str
+    rationale: str = Field(min_length=10, max_length=240)
+
+
+def one_of(values: list[str]) -> Any:  # noqa: ANN401 (a type made at run time)
+    """`Literal` of the values."""
+    return Literal[tuple(values)]
+
+
+def list_of(entry: Any, least: int, most: int) -> Any:  # noqa: ANN401 (a type made at run time)
+    """A field: a list of `least` to `most` entries."""
+    return (list[entry], Field(min_length=least, max_length=most))
+
+
+def plan_schema(history_ids: list[str], signal_ids: list[str], personas: int) -> type[Plan]:
+    """A plan whose evidence and signals exist in the prompt, of two to `personas` personas."""
+    persona = create_model(
+        "Persona",
+        __base__=PlannedPersona,
+        evidence=list_of(one_of(history_ids), 1, 5),
+        signals=list_of(one_of(signal_ids), 0, 3) if signal_ids else list_of(str, 0, 0),
+    )
+    return create_model("Plan", __base__=Plan, personas=list_of(persona, 2, personas))
+
+
+def tags_schema(count: int) -> type[TagList]:
+    """A list of `count` tags."""
+    tag = Annotated[str, Field(min_length=3, max_length=48)]
+    return create_model("Tags", __base__=TagList, tags=list_of(tag, count, count))
+
+
+def selection_schema(pool: list[str], count: int) -> type[Selection]:
+    """`count` picks from the pool."""
+    pick = create_model("Pick", __base__=PickedTag, tag=(one_of(pool), ...))
+    return create_model("Selection", __base__=Selection, picks=list_of(pick, count, count))
+
+
+def review_schema(dimensions: list[str]) -> type[Review]:
+    """A review that names one of the dimensions as decisive."""
+    return create_model("Review", __base__=Review, decisive=(one_of(dimensions), ...))

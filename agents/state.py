@@ -1,0 +1,99 @@
+"""Graph states: every key that a node may return, with the reducer of those that several nodes write."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from operator import add
+from typing import Annotated
+
+from typing_extensions import TypedDict
+
+from agents.schemas import (
+    CallRecord,
+    DimensionLabel,
+    Fact,
+    Failure,
+    Household,
+    Persona,
+    ProposedTag,
+    RecommendedItem,
+    Rejection,
+    StyleGuideline,
+    Tag,
+    Usage,
+    Verdict,
+)
+from prompts.rubric import Rubric, Subject
+from tools.signals import Signal
+
+
+class Trail(TypedDict, total=False):
+    """What every agent leaves behind, joined from all branches."""
+
+    calls: Annotated[list[CallRecord], add]
+    rejected: Annotated[list[Rejection], add]
+    failures: Annotated[list[Failure], add]
+    degraded: Annotated[list[str], add]
+
+
+class IntentState(Trail, total=False):
+    """State of the graph `intent`."""
+
+    user_id: str
+    as_of: datetime
+    household: Household
+    history_lines_cut: int
+    personas: list[Persona]
+    pool: Annotated[list[ProposedTag], add]
+    tags: list[Tag]
+
+
+class JudgedSubject(TypedDict):
+    """A verdict and what it is about."""
+
+    subject_id: str
+    verdict: Verdict
+
+
+class Explained(Trail, total=False):
+    """Output of the graph `explanation`."""
+
+    explained: Annotated[list[RecommendedItem], add]
+
+
+class ExplanationState(Explained, total=False):
+    """State of the graph `explanation`: its task, key by key, and what comes of it."""
+
+    user_id: str
+    as_of: datetime
+    profile: str | None
+    persona: Persona | None
+    item: RecommendedItem
+    signals: list[Signal]
+    style: StyleGuideline
+
+
+class Judged(Trail, total=False):
+    """Output of the graph `judge`."""
+
+    judged: Annotated[list[JudgedSubject], add]
+
+
+class JudgeState(Judged, total=False):
+    """State of the graph `judge`: its task, key by key, and what comes of it."""
+
+    user_id: str
+    kind: Subject
+    subject_id: str
+    subject: str
+    facts: list[Fact]
+    rubrics: list[Rubric]
+    labels: Annotated[list[DimensionLabel], add]
+
+
+class RecommendState(IntentState, Explained, Judged, total=False):
+    """State of the graph `recommend`: that of `intent`, and what is built upon it."""
+
+    started: float
+    items: list[RecommendedItem]
+    usage: Usage

@@ -1,0 +1,48 @@
+"""Stage 1 of an explanation (section 6): the style guideline `g = f_meta(U, I, S)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from agents.calls import ask, failed, read_prompt
+from agents.context import Context, context_of
+from agents.schemas import ExplanationTask, StyleGuideline
+from agents.state import ExplanationState
+from agents.wording import moment_text, persona_text, profile_text, shelf_text
+
+STYLE_TOKENS = 160
+
+
+async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> ExplanationState:
+    """Write tone, audience, rhetoric, season and length for one item and one household."""
+    context = context_of(runtime)
+    prompt = await read_prompt("style", context.style_prompt, context.style_instructions)
+    asked = await ask(
+        runtime,
+        prompt,
+        {
+            "moment": moment_text(state.as_of),
+            "profile": profile_text(state.profile),
+            **persona_text(state.persona),
+            "item": state.item.title,
+            "category": shelf_text(state.item.category),
+            "signals": [{"text": signal.text} for signal in state.signals],
+        },
+        StyleGuideline,
+        user_id=state.user_id,
+        subject=state.item.item_id,
+        temperature=context.style_temperature,
+        max_tokens=STYLE_TOKENS,
+    )
+    return {"style": asked.answer, "calls": asked.calls, "rejected": asked.rejected}
+
+
+async def record_style_failure(state: ExplanationTask, error: NodeError) -> Command[Any]:
+    """Without a guideline the item has no explanation."""
+    item = state.item
+    note = f"no explanation for item {item.item_id}: no valid style guideline"
+    return Command(update={**failed("style", item.item_id, error.error), "degraded": [note]})

@@ -1,0 +1,37 @@
+"""How facts are put into the fields of a prompt, the same for every agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from agents.schemas import Persona
+from tools.history import HistoryLine
+
+
+def moment_text(as_of: datetime) -> str:
+    """`Friday, 17 November 2017, 09:30`."""
+    return f"{as_of:%A}, {as_of.day} {as_of:%B %Y, %H:%M}"
+
+
+def profile_text(profile: str | None) -> str:
+    """The profile, or that there is none."""
+    return profile or "unknown"
+
+
+def evidence_lines(lines: Sequence[HistoryLine], as_of: datetime) -> list[Mapping[str, Any]]:
+    """History lines as entries of a list field: id, text, rhythm."""
+    return [{"id": line.id, "text": line.text, "rhythm": line.rhythm(as_of)} for line in lines]
+
+
+def persona_text(persona: Persona | None) -> dict[str, str]:
+    """The fields `persona` and `intent`; an item of the habit channel has neither."""
+    if persona is None:
+        return {"persona": "the household", "intent": "it buys this regularly"}
+    return {"persona": persona.name, "intent": persona.intent}
+
+
+def shelf_text(category: Sequence[str]) -> str:
+    """`Grocery > Cheese > Shredded Cheese`."""
+    return " > ".join(category)

@@ -1,0 +1,1 @@
+"""The graphs: one file each, which reads as a table of contents."""

@@ -1,0 +1,1 @@
+"""Prompts as data: one folder an agent, a version a file, and the loader that renders them strictly."""

@@ -1,0 +1,69 @@
+"""Rubrics of the judge as data: `prompts/rubrics/<subject>/<dimension>.yaml`, one file a dimension (section 7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prompts.template import DIRECTORY, PromptError
+
+Label = Literal["negative", "neutral", "positive"]
+Subject = Literal["tags", "explanations"]
+
+
+class Scale(BaseModel):
+    """What each label means in this dimension."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    positive: str
+    neutral: str
+    negative: str
+
+
+class Example(BaseModel):
+    """A judged text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str
+    label: Label
+    why: str
+
+
+class Rubric(BaseModel):
+    """One dimension of the judge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimension: str
+    definition: str
+    scale: Scale
+    examples: list[Example] = Field(min_length=1)
+    facts: list[Literal["moment", "profile", "persona", "history", "signals", "item", "shelf"]] = Field(
+        min_length=1, description="what the evaluator sees beside the text"
+    )
+
+
+def load_rubrics(subject: Subject, directory: Path = DIRECTORY / "rubrics") -> list[Rubric]:
+    """All rubrics of a subject, by file name. Reads files: call it in a thread from async code.
+
+    Raises:
+        PromptError: there is none, one is faulty, or two name the same dimension.
+    """
+    paths = sorted((directory / subject).glob("*.yaml"))
+    if not paths:
+        raise PromptError(f"{directory / subject} holds no rubric file")
+    rubrics = []
+    for path in paths:
+        try:
+            rubrics.append(Rubric.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (yaml.YAMLError, ValidationError) as error:
+            raise PromptError(f"{path} is not a valid rubric: {error}") from error
+    names = [rubric.dimension for rubric in rubrics]
+    if len(set(names)) < len(names):
+        raise PromptError(f"{directory / subject}: two rubric files name the same dimension: {sorted(names)}")
+    return rubrics

@@ -1,0 +1,1 @@
+"""The command line: `recgpt data`, `recgpt serve`, `recgpt recommend`, `recgpt schema`."""

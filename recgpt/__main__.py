@@ -1,0 +1,5 @@
+"""`python -m recgpt`."""
+
+from recgpt.cli import app
+
+app()

@@ -1,0 +1,92 @@
+"""The `recgpt` command: what a person types, and how errors reach that person."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from agents.context import DEFAULT_BASE_URL
+from agents.schemas import Recommendation
+from prompts.template import PromptError
+from recgpt import data, recommend
+from tools.errors import RecGPTError
+from tools.models import DEFAULT_MODEL, model_path
+from tools.serving import PROFILES, named_profile, serve_command, serve_environment
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+console = Console(stderr=True)
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="RecGPT-V2: recommendations by reasoning about intent."
+)
+
+
+def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
+    """Expected errors are a sentence on stderr and exit code 1, not a traceback."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except (RecGPTError, PromptError) as error:
+            console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except ValidationError as error:
+            for fault in error.errors(include_url=False):
+                place = ".".join(str(part) for part in fault["loc"])
+                console.print(
+                    f"[bold red]error:[/] setting {place}: {fault['msg']}, found {fault['input']!r}", highlight=False
+                )
+            raise typer.Exit(1) from error
+
+    return run
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Make and check data set directories.")
+import_app = typer.Typer(no_args_is_help=True, help="Turn your own data into a data set directory.")
+app.add_typer(data_app, name="data")
+data_app.add_typer(import_app, name="import")
+
+data_app.command("build")(explain_errors(data.build))
+data_app.command("check")(explain_errors(data.check))
+data_app.command("index")(explain_errors(data.index))
+import_app.command("csv")(explain_errors(data.import_csv))
+import_app.command("amazon-reviews")(explain_errors(data.import_amazon_reviews))
+app.command("recommend")(explain_errors(recommend.recommend))
+
+
+@app.command()
+@explain_errors
+def serve(
+    profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "cpu",
+    model: Annotated[str, typer.Option(help="the default model, a hub name or a directory")] = DEFAULT_MODEL,
+    base_url: Annotated[str, typer.Option(help="where to listen")] = DEFAULT_BASE_URL,
+) -> None:
+    """Serve a model with vLLM until it is interrupted."""
+    command = serve_command(named_profile(profile), model, base_url, console.print)
+    console.print(f"serving {model} at {base_url}; end with Ctrl-C")
+    os.execvpe(command[0], command, serve_environment(named_profile(profile)))
+
+
+@app.command()
+@explain_errors
+def prepare() -> None:
+    """Convert the default model once, so that the first server starts at once."""
+    console.print(f"model ready: {model_path(DEFAULT_MODEL, console.print)}")
+
+
+@app.command()
+@explain_errors
+def schema() -> None:
+    """Print the JSON schema of an output line."""
+    json.dump(Recommendation.model_json_schema(), sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,0 +1,76 @@
+"""Output lines: written one by one so that a crash or a full disk keeps the finished ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from agents.schemas import Recommendation
+from tools.errors import OutputError
+
+Write = Callable[[Recommendation], None]
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[Write]:
+    """A function that writes a line to `path`, or to standard output.
+
+    Raises:
+        OutputError: a line could not be written; the file ends with the last whole line.
+    """
+    if path is None:
+        yield lambda result: print(result.model_dump_json(), flush=True)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error}") from error
+    written = 0
+
+    def write(result: Recommendation) -> None:
+        nonlocal written
+        end = file.seek(0, 2)
+        rest = memoryview(result.model_dump_json().encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            file.truncate(end)
+            raise OutputError(
+                f"{path}: {error.strerror} while writing household {result.user_id}; the {written} lines written "
+                "before are kept. Make room and run the same command with --resume"
+            ) from error
+        written += 1
+
+    with file:
+        yield write
+
+
+def read_lines(path: Path) -> Iterator[Recommendation]:
+    """The lines of an output file.
+
+    Raises:
+        OutputError: the file is missing, or a line is no recommendation (file and line are named).
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield Recommendation.model_validate_json(line)
+                except ValidationError as error:
+                    raise OutputError(f"{path} line {number} is no recommendation of this version: {error}") from error
+    except OSError as error:
+        raise OutputError(f"{path} could not be read: {error}") from error
+
+
+def finished_users(path: Path | None, resume: bool) -> set[str]:
+    """Users that an output file has already; a file that is there is only continued if that was asked for."""
+    if path is None or not path.exists():
+        return set()
+    if not resume:
+        raise OutputError(f"{path} is there already; give --resume to go on with it, or another name")
+    return {line.user_id for line in read_lines(path)}

@@ -1,0 +1,227 @@
+"""`recgpt recommend`: the main job for a list of households, a line each, and the report."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from agents.context import Context
+from agents.schemas import AgentUsage, Recommendation, Request
+from graphs.recommend import graph
+from recgpt.output import Write, finished_users, open_output, read_lines
+from recgpt.report import write_report
+from tools.dataset import Dataset, open_dataset
+from tools.embedding import open_embedder
+from tools.errors import DatasetError, NoHistoryError, RecGPTError, ServerError
+from tools.logs import configure_logging
+from tools.retrieval import open_index
+from tools.serving import named_profile, running_server, served_models
+
+LOG = Path("runs/recommend.log.jsonl")
+
+console = Console(stderr=True)
+
+
+def recommend(
+    dataset: Annotated[Path | None, typer.Option(help="data set directory [default: data/completejourney]")] = None,
+    user: Annotated[list[str] | None, typer.Option(help="a user id; may be given several times")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="so many users, drawn by --seed")] = None,
+    seed: Annotated[int, typer.Option(help="of the sample; for the model's sampling see --set seed=N")] = 0,
+    as_of: Annotated[
+        datetime | None, typer.Option(help="moment of the request [default: after the last event]")
+    ] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="grade each explanation")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON lines [default: standard output, or beside --report]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an --out that is there already")] = False,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
+    base_url: Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")] = None,
+    model: Annotated[str | None, typer.Option(help="model name at the server")] = None,
+    profile: Annotated[str, typer.Option(help="how to start a server: cpu or fp8")] = "cpu",
+    concurrency: Annotated[int, typer.Option(min=1, help="households at a time")] = 4,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as personas=4")] = None,
+) -> None:
+    """Recommend items with explanations: one JSON line a household."""
+    context = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model, judge=judge or None)
+    data = open_dataset(context.dataset)
+    moment = as_of or data.last_event + timedelta(seconds=1)
+    users, refused = choose_users(data, user or [], sample, seed, moment)
+    out = out or (report.with_suffix(".jsonl") if report else None)
+    done = finished_users(out, resume)
+    todo = [user_id for user_id in users if user_id not in done]
+    results: list[Recommendation] = []
+    if todo:
+        LOG.parent.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            configure_logging(stack.enter_context(LOG.open("a", encoding="utf-8")))
+            _serve(stack, context, profile)
+            with console.status("opening the index") as status:
+                open_index(data, open_embedder(context.embedding_model), status.update)
+            write = stack.enter_context(open_output(out))
+            results, failed = asyncio.run(run_households(context, todo, moment, concurrency, write))
+            refused += failed
+    _summarise(results, out, len(done))
+    if report and out:
+        write_report(report, read_lines(out))
+        console.print(f"report: {report}", soft_wrap=True)
+    for message in refused:
+        console.print(f"[bold red]not done:[/] {message}", highlight=False, soft_wrap=True)
+    if refused:
+        raise typer.Exit(1)
+
+
+def resolve_context(settings: Sequence[str], **arguments: object) -> Context:
+    """The frozen context of a command: arguments that were given, then `--set`, then environment, then defaults."""
+    given: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise DatasetError(f"--set {text!r}: expected NAME=VALUE, such as personas=4")
+        given[name] = value
+    given |= {name: value for name, value in arguments.items() if value is not None}
+    return Context(**given)
+
+
+def choose_users(
+    data: Dataset, named: Sequence[str], sample: int | None, seed: int, moment: datetime
+) -> tuple[list[str], list[str]]:
+    """The users of a run, and for each that can't be served the reason. A fault of one is not one of the others."""
+    if moment <= data.first_event:
+        raise NoHistoryError(
+            f"nothing happened before {moment:%Y-%m-%d %H:%M}: the first event of {data.directory} is at "
+            f"{data.first_event:%Y-%m-%d %H:%M}; take a later --as-of"
+        )
+    if not named and sample is None:
+        raise DatasetError("no household was asked for: give --user ID or --sample N")
+    users, refused = [], []
+    for user_id in dict.fromkeys([*named, *(data.sample_users(sample, seed, moment) if sample else [])]):
+        try:
+            data.history(user_id, moment)
+            users.append(user_id)
+        except RecGPTError as error:
+            refused.append(str(error))
+    return users, refused
+
+
+async def run_households(
+    context: Context, users: Sequence[str], moment: datetime, concurrency: int, write: Write
+) -> tuple[list[Recommendation], list[str]]:
+    """Run the graph for each user and write each line when it is there.
+
+    Raises:
+        ServerError: the server is gone; what is finished is written, the rest is cancelled.
+        OutputError: a line could not be written.
+    """
+    slots = asyncio.Semaphore(concurrency)
+    results: list[Recommendation] = []
+    failed: list[str] = []
+
+    async def run(user_id: str) -> None:
+        async with slots:
+            run_id = uuid.uuid4()
+            structlog.contextvars.bind_contextvars(run_id=str(run_id), user_id=user_id)
+            try:
+                state = await graph.ainvoke(
+                    Request(user_id=user_id, as_of=moment),
+                    config={"run_id": run_id, "run_name": "recommend", "metadata": {"user_id": user_id}},
+                    context=context,
+                )
+            except RecGPTError as error:
+                failed.append(f"household {user_id}: {error}")
+                return
+            result = Recommendation.model_validate(state)
+            if any(failure.kind == "server_unreachable" for failure in result.failures):
+                await _give_up_if_gone(context, len(results), len(users))
+            write(result)
+            results.append(result)
+            progress.advance(task)
+
+    with _progress() as progress:
+        task = progress.add_task("households", total=len(users))
+        tasks = [asyncio.create_task(run(user_id)) for user_id in users]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for pending in tasks:
+                pending.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return results, failed
+
+
+async def _give_up_if_gone(context: Context, finished: int, total: int) -> None:
+    """A server that only hiccuped gives a degraded line; one that is gone ends the run."""
+    if await asyncio.to_thread(served_models, context.base_url) is None:
+        raise ServerError(
+            f"the model server at {context.base_url} stopped answering after {finished} of {total} households; "
+            "their lines are kept. Start it again and run the same command with --resume"
+        )
+
+
+def _serve(stack: ExitStack, context: Context, profile: str) -> None:
+    """Have a server: one that was named must run, the default one is started if it does not."""
+    if "base_url" in context.model_fields_set and served_models(context.base_url) is None:
+        raise ServerError(
+            f"no server answers at {context.base_url}; start one there, for example with "
+            f"`recgpt serve --base-url {context.base_url}`, or leave out --base-url"
+        )
+    with console.status("looking for a model server") as status:
+        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, status.update))
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _summarise(results: Sequence[Recommendation], out: Path | None, earlier: int) -> None:
+    """Costs by agent (medians a household), and how often the model's answers held."""
+    if earlier:
+        console.print(f"{earlier} households were there already")
+    if not results:
+        return
+    by_agent: dict[str, list[AgentUsage]] = defaultdict(list)
+    for result in results:
+        for agent, usage in result.usage.by_agent.items():
+            by_agent[agent].append(usage)
+    table = Table(title="a household, median", title_justify="left")
+    for column in ("agent", "calls", "valid at first try", "prompt tokens", "completion tokens", "seconds"):
+        table.add_column(column, justify="left" if column == "agent" else "right")
+    for agent, usages in by_agent.items():
+        valid, first = sum(u.valid_at_first_try for u in usages), sum(u.first_tries for u in usages)
+        table.add_row(
+            agent,
+            f"{median(u.llm_calls for u in usages):g}",
+            f"{valid} of {first}",
+            f"{median(u.prompt_tokens for u in usages):,.0f}",
+            f"{median(u.completion_tokens for u in usages):,.0f}",
+            f"{median(u.seconds for u in usages):.1f}",
+        )
+    console.print(table)
+    failures = sum(len(result.failures) for result in results)
+    console.print(
+        f"{len(results)} households, {sum(len(result.items) for result in results)} items, {failures} failures, "
+        f"{sum(len(result.rejected) for result in results)} rejected answers; "
+        f"{median(result.usage.seconds for result in results):.0f} s a household (median)"
+        + (f"; lines: {out}" if out else ""),
+        soft_wrap=True,
+        highlight=False,
+    )

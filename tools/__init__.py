@@ -1,0 +1,1 @@
+"""What agents stand on: data, embeddings, retrieval, signals, the model client and its server."""

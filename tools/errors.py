@@ -1,0 +1,31 @@
+"""Every error that a person or a service meets: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class RecGPTError(Exception):
+    """Base of all errors raised on purpose; its text is meant to be read by the person who meets it."""
+
+
+class DatasetError(RecGPTError):
+    """A data set directory, or a source it is made from, is missing, damaged or inconsistent."""
+
+
+class UnknownUserError(RecGPTError):
+    """The data set has no user of this id."""
+
+
+class NoHistoryError(RecGPTError):
+    """The user has no event before the moment of the request."""
+
+
+class ModelFilesError(RecGPTError):
+    """Model files are missing, or their hash is not the recorded one."""
+
+
+class ServerError(RecGPTError):
+    """A model or embedding server could not be started, does not answer, or stopped answering."""
+
+
+class OutputError(RecGPTError):
+    """Results could not be written; what was written before is kept."""

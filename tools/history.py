@@ -1,0 +1,102 @@
+"""A user's behaviour sequence B as the lines that a planner reads.
+
+Section 1 of the report defines `B = [(action, entity, timestamp)]`. Repeated actions on one entity
+(one title; shops carry several items of the same title) are one line here, with how often, when last and
+at what rhythm, since the rhythm is what tells that something is due.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from tools.dataset import Action, Dataset
+
+HALF_LIFE_DAYS = 30.0
+"""A purchase of a month ago tells half as much of today's needs as one of today."""
+
+LONGEST_RHYTHM_DAYS = 90
+"""Three purchases in a year are no rhythm."""
+
+
+class HistoryLine(BaseModel):
+    """One entity of the history and what was done with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description="h1, h2, ... in the order shown")
+    action: Action
+    item_id: str | None = Field(description="the item, the latest one where several share a title; None for a search")
+    text: str = Field(description="title of the item, or the query")
+    leaf: str | None = Field(description="leaf category of the item")
+    times: int
+    first: datetime
+    last: datetime
+    every_days: float | None = Field(description="mean days between actions, from three actions on")
+
+    def rhythm(self, as_of: datetime) -> str:
+        """What was done and when, in words: `bought 9 times, about every 12 days, last 3 days ago`."""
+        done = {"search": "searched", "click": "viewed", "favourite": "liked", "cart": "put in the cart"}.get(
+            self.action, "bought"
+        )
+        often = "once" if self.times == 1 else f"{self.times} times"
+        every = self.every_days
+        rhythm = f", about every {max(round(every), 1)} days" if every and every <= LONGEST_RHYTHM_DAYS else ""
+        days = (as_of - self.last).days
+        ago = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
+        return f"{done} {often}{rhythm}, {'last ' if self.times > 1 else ''}{ago}"
+
+
+def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[HistoryLine]:
+    """All lines of the user's history before `as_of`, the most telling first.
+
+    How telling a line is: the sum over its actions of `0.5 ** (age / HALF_LIFE_DAYS)`, that is, recent and
+    frequent; ties are broken by the later action. Ids are given by `number_lines`, after any cut.
+
+    Raises:
+        UnknownUserError: no such user.
+        NoHistoryError: the user has no event before `as_of`.
+    """
+    age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
+    lines = (
+        dataset.history(user_id, as_of)
+        .join(dataset.items.select("item_id", "title", leaf=pl.col("category").list.last()), "item_id", "left")
+        .with_columns(
+            text=pl.coalesce("title", "query", "item_id"),
+            weight=0.5 ** (age / HALF_LIFE_DAYS),
+            day=pl.col("timestamp").dt.date(),
+        )
+        .sort("timestamp", maintain_order=True)
+        .group_by("action", "text")
+        .agg(
+            pl.col("item_id", "leaf").last(),
+            pl.col("weight").sum(),
+            times=pl.coalesce("session_id", pl.col("timestamp").cast(pl.String)).n_unique(),
+            first=pl.col("timestamp").first(),
+            last=pl.col("timestamp").last(),
+            days=pl.col("day").n_unique(),
+        )
+        .sort("weight", "last", "text", descending=[True, True, False])
+    )
+    return [
+        HistoryLine(
+            id="",
+            action=row["action"],
+            item_id=row["item_id"],
+            text=row["text"],
+            leaf=row["leaf"],
+            times=row["times"],
+            first=row["first"],
+            last=row["last"],
+            every_days=(row["last"] - row["first"]).days / (row["days"] - 1) if row["days"] > 2 else None,
+        )
+        for row in lines.iter_rows(named=True)
+    ]
+
+
+def number_lines(lines: list[HistoryLine]) -> list[HistoryLine]:
+    """The lines in the order of their last action, oldest first, with ids h1, h2, ..."""
+    ordered = sorted(lines, key=lambda line: (line.last, line.text))
+    return [line.model_copy(update={"id": f"h{n}"}) for n, line in enumerate(ordered, 1)]

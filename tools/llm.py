@@ -1,0 +1,148 @@
+"""The model client: one call to an OpenAI-compatible server, with a JSON schema that the server enforces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from tools.errors import ServerError
+
+
+class ServerUnreachableError(ServerError):
+    """The server does not answer, timed out or failed (5xx): trying again may help."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server and the model to ask there."""
+
+    base_url: str
+    model: str
+    api_key: SecretStr
+    timeout: float
+    """Seconds for one call."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer and what it cost."""
+
+    text: str
+    cut_off: bool
+    """It ended at `max_tokens`, not by itself."""
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+async def complete(
+    endpoint: Endpoint,
+    messages: Sequence[BaseMessage],
+    schema: Mapping[str, Any],
+    *,
+    temperature: float,
+    max_tokens: int,
+    seed: int | None,
+    run_name: str,
+    metadata: Mapping[str, Any],
+) -> Completion:
+    """Ask for an answer that fits a JSON schema.
+
+    Args:
+        endpoint: where to ask.
+        messages: the conversation.
+        schema: JSON schema that constrains decoding at the server.
+        temperature: of sampling.
+        max_tokens: bound of the answer.
+        seed: of sampling, None to leave it to the server.
+        run_name: name of the trace span.
+        metadata: put on the trace span.
+
+    Raises:
+        ServerUnreachableError: no answer, a time-out or a failure of the server.
+        ServerError: the server refused the request (4xx).
+    """
+    model = ChatOpenAI(
+        model=endpoint.model,
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        timeout=endpoint.timeout,
+        max_retries=0,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        # In extra_body the client sends it as it is; as response_format it would parse the answer itself and raise
+        # on one that was cut off, losing what it cost.
+        extra_body={
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": run_name, "schema": schema, "strict": True},
+            }
+        },
+    )
+    started = time.perf_counter()
+    try:
+        message = await model.with_config(run_name=run_name, metadata=dict(metadata), tags=[run_name]).ainvoke(
+            list(messages)
+        )
+    except (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError) as error:
+        raise ServerUnreachableError(
+            f"the model server at {endpoint.base_url} does not answer ({error}); "
+            "see its log, or start one with `recgpt serve`"
+        ) from error
+    except openai.APIStatusError as error:
+        raise ServerError(
+            f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {error}"
+        ) from error
+    usage = message.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
+    return Completion(
+        text=str(message.content),
+        cut_off=message.response_metadata.get("finish_reason") == "length",
+        prompt_tokens=usage["input_tokens"],
+        completion_tokens=usage["output_tokens"],
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class PromptSize:
+    """Length of a prompt beside what fits."""
+
+    tokens: int
+    window: int
+    """The model's context window in tokens, prompt and answer together."""
+    exact: bool
+    """Counted by the server's tokenizer; else estimated from the characters."""
+
+
+CHARACTERS_A_TOKEN = 3.0
+"""A careful estimate for servers without /tokenize: English runs at about 4, codes and other scripts lower."""
+
+
+async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], default_window: int) -> PromptSize:
+    """Count a prompt's tokens with vLLM's `/tokenize`; other servers have none, then estimate.
+
+    Raises:
+        ServerUnreachableError: no answer.
+    """
+    url = endpoint.base_url.removesuffix("/").removesuffix("/v1") + "/tokenize"
+    body = {"model": endpoint.model, "messages": convert_to_openai_messages(list(messages))}
+    headers = {"Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
+    try:
+        async with httpx.AsyncClient(timeout=endpoint.timeout) as client:
+            answer = await client.post(url, json=body, headers=headers)
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
+    if answer.status_code != httpx.codes.OK:
+        characters = sum(len(str(message.content)) for message in messages)
+        return PromptSize(round(characters / CHARACTERS_A_TOKEN), default_window, exact=False)
+    count = answer.json()
+    return PromptSize(count["count"], count["max_model_len"], exact=True)

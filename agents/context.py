@@ -63,7 +63,7 @@ class Context(BaseSettings):
     )
 
     planner_tokens: int = Field(
-        2000,
+        3000,
         ge=500,
         le=1_000_000,
         description="most tokens of the planner's prompt, never more than the model's window holds",

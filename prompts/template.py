@@ -140,7 +140,7 @@ def clean(text: str) -> str:
     visible = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text)
     visible = "".join(char for char in visible if unicodedata.category(char) not in ("Cf", "Cs", "Co", "Cn"))
     plain = " ".join(visible.split())
-    while (stripped := _CHAT_TOKENS.sub("", plain)) != plain:
+    while (stripped := " ".join(_CHAT_TOKENS.sub("", plain).split())) != plain:  # what is left may form a new token
         plain = stripped
     return plain if len(plain) <= VALUE_LIMIT else plain[: VALUE_LIMIT - 1] + "\u2026"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,7 +25,7 @@ from recgpt.report import write_report
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.errors import DatasetError, NoHistoryError, RecGPTError, ServerError
-from tools.logs import configure_logging
+from tools.logs import logging_to
 from tools.retrieval import open_index
 from tools.serving import named_profile, running_server, served_models
 
@@ -63,9 +62,8 @@ def recommend(
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
-        LOG.parent.mkdir(exist_ok=True)
         with ExitStack() as stack:
-            configure_logging(stack.enter_context(LOG.open("a", encoding="utf-8")))
+            stack.enter_context(logging_to(LOG))
             _serve(stack, context, profile)
             with console.status("opening the index") as status:
                 open_index(data, open_embedder(context.embedding_model), status.update)
@@ -131,11 +129,14 @@ async def run_households(
     async def run(user_id: str) -> None:
         async with slots:
             run_id = uuid.uuid4()
-            structlog.contextvars.bind_contextvars(run_id=str(run_id), user_id=user_id)
             try:
                 state = await graph.ainvoke(
                     Request(user_id=user_id, as_of=moment),
-                    config={"run_id": run_id, "run_name": "recommend", "metadata": {"user_id": user_id}},
+                    config={
+                        "run_id": run_id,
+                        "run_name": "recommend",
+                        "metadata": {"run_id": str(run_id), "user_id": user_id},
+                    },
                     context=context,
                 )
             except RecGPTError as error:

@@ -38,7 +38,9 @@ class LocalEmbedder:
     def __init__(self, source: str) -> None:
         """Load the model; a hub name is downloaded by sentence-transformers unless it is offline."""
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         path = packaged_model_path() if source == PACKAGED_MODEL else source
         try:
             self._model = SentenceTransformer(str(path), device=None)

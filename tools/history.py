@@ -37,13 +37,13 @@ class HistoryLine(BaseModel):
     every_days: float | None = Field(description="mean days between actions, from three actions on")
 
     def rhythm(self, as_of: datetime) -> str:
-        """What was done and when, in words: `bought 9 times, about every 12 days, last 3 days ago`."""
+        """What was done and when, in words: `bought 9x, every 12 days, last 3 days ago`."""
         done = {"search": "searched", "click": "viewed", "favourite": "liked", "cart": "put in the cart"}.get(
             self.action, "bought"
         )
-        often = "once" if self.times == 1 else f"{self.times} times"
+        often = "once" if self.times == 1 else f"{self.times}x"
         every = self.every_days
-        rhythm = f", about every {max(round(every), 1)} days" if every and every <= LONGEST_RHYTHM_DAYS else ""
+        rhythm = f", every {max(round(every), 1)} days" if every and every <= LONGEST_RHYTHM_DAYS else ""
         days = (as_of - self.last).days
         ago = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
         return f"{done} {often}{rhythm}, {'last ' if self.times > 1 else ''}{ago}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import openai
@@ -76,6 +78,7 @@ async def complete(
         api_key=endpoint.api_key,
         timeout=endpoint.timeout,
         max_retries=0,
+        http_async_client=_client(),
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
@@ -110,6 +113,17 @@ async def complete(
         completion_tokens=usage["output_tokens"],
         seconds=time.perf_counter() - started,
     )
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.DefaultAsyncHttpxClient] = WeakKeyDictionary()
+
+
+def _client() -> openai.DefaultAsyncHttpxClient:
+    """The connection pool of the running event loop: a pool that outlives its loop fails in the next one."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clients:
+        _clients[loop] = openai.DefaultAsyncHttpxClient()
+    return _clients[loop]
 
 
 @dataclass(frozen=True)

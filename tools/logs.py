@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import structlog
@@ -20,3 +24,33 @@ def configure_logging(stream: TextIO) -> None:
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+class _LogFile(io.TextIOBase):
+    """Appends whole lines at once. A log that can't be written, on a full disk, is no reason to lose a result."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> int:
+        try:
+            self._file.write(text.encode())
+        except OSError:
+            return 0
+        return len(text)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append all events of this process to a file for a while."""
+    with _LogFile(path) as file:
+        configure_logging(file)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()

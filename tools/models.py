@@ -50,6 +50,9 @@ def convert_default_model(target: Path, report: Callable[[str], None]) -> None:
     report(f"converting {GGUF_FILE} to {target} (once, about half a minute)")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,156 @@
+"""Shared fixtures, and the guard: no test may connect to anything but this machine."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from agents.context import Context
+from tests.scripted_server import MODEL, ScriptedServer
+from tools.dataset import Dataset, DatasetInfo, open_dataset, write_dataset
+from tools.datasets import completejourney
+from tools.logs import configure_logging
+
+AS_OF = datetime(2017, 11, 17, 9, 0)
+
+
+def is_loopback(address: object) -> bool:
+    """Whether a socket address stays on this machine."""
+    if not isinstance(address, tuple):
+        return True  # a Unix socket
+    host = str(address[0])
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_loopback() -> Iterator[None]:
+    """Refuse every connection to another machine, in every test."""
+    real = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
+    patch = pytest.MonkeyPatch()
+    for name, function in real.items():
+
+        def guarded(self: socket.socket, *args: object, _function: object = function) -> object:
+            if self.family != socket.AF_UNIX and not is_loopback(args[-1]):
+                raise AssertionError(f"a test tried to reach {args[-1]!r}")
+            return _function(self, *args)  # type: ignore[operator]
+
+        patch.setattr(socket.socket, name, guarded)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings and no tracing from the shell that runs the tests."""
+    import os
+
+    for name in os.environ:
+        if name.startswith(("RECGPT_", "LANGSMITH_", "LANGCHAIN_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_log() -> None:
+    configure_logging(io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def journey_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real data set, built once a session."""
+    directory = tmp_path_factory.mktemp("data") / "completejourney"
+    completejourney.build(directory, lambda message: None)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def journey(journey_dir: Path) -> Dataset:
+    return open_dataset(journey_dir)
+
+
+ITEMS = [
+    ("milk", "Store Brand White Milk, 1 gal", ["Grocery", "Milk", "White Milk"], 2.99),
+    ("bread", "National Brand White Bread, 20 oz", ["Grocery", "Bread", "White Bread"], 1.99),
+    ("diapers", "National Brand Baby Diapers, 100 ct", ["Drugstore", "Baby", "Baby Diapers"], 24.99),
+    ("formula", "National Brand Infant Formula, 13 oz", ["Drugstore", "Baby", "Infant Formula"], 14.99),
+    ("turkey", "Store Brand Whole Turkey", ["Meat", "Turkey", "Whole Turkeys"], 19.5),
+    ("pumpkin", "Store Brand Canned Pumpkin, 15 oz", ["Grocery", "Baking", "Canned Pumpkin"], 1.5),
+    ("pizza", "National Brand Frozen Pizza, 10 oz", ["Grocery", "Frozen Pizza", "Frozen Pizza"], 3.5),
+    ("soap", "National Brand Dish Soap, 24 oz", ["Household", "Cleaning", "Dish Soap"], 2.5),
+]
+
+
+def write_small_dataset(directory: Path, extra_events: list[tuple[str, datetime, str]] = []) -> Path:  # noqa: B006
+    """A shop of eight items and three households, of which `new` has no event."""
+    bought = [
+        ("h1", datetime(2017, 10, 1 + 7 * week, 18), item) for week in range(4) for item in ("milk", "bread", "diapers")
+    ]
+    bought += [("h1", datetime(2017, 11, 14, 18), "formula"), ("h2", datetime(2017, 11, 10, 12), "pizza")]
+    bought += [("h2", datetime(2017, 11, 12, 12), "soap"), *extra_events]
+    tables = {
+        "items": pl.DataFrame(
+            [(i, title, path, None, price, None) for i, title, path, price in ITEMS],
+            schema=["item_id", "title", "category", "brand", "price", "attributes"],
+            orient="row",
+        ),
+        "users": pl.DataFrame(
+            {
+                "user_id": ["h1", "h2", "new"],
+                "profile": ["Age 25 to 34, household of 3, 1 child.", None, None],
+                "region": ["Tianjin", None, None],
+            }
+        ),
+        "events": pl.DataFrame(
+            [(u, t, "purchase", i, None, f"{u}-{t:%m%d}", 1.0, 2.0) for u, t, i in bought],
+            schema=["user_id", "timestamp", "action", "item_id", "query", "session_id", "quantity", "value"],
+            orient="row",
+        ),
+        "signals": pl.DataFrame(
+            {
+                "start": [datetime(2017, 11, 13), datetime(2017, 11, 13), datetime(2017, 12, 1)],
+                "end": [datetime(2017, 11, 20), datetime(2017, 11, 20), datetime(2017, 12, 8)],
+                "kind": ["promotion"] * 3,
+                "region": [None, "Tianjin", None],
+                "text": ["Mailer: turkeys", "Local fair", "Future sale"],
+                "categories": [["Whole Turkeys"], [], []],
+                "user_ids": [["h1"], None, None],
+            }
+        ),
+    }
+    info = DatasetInfo(
+        name="small", locale="en_US", time_zone="UTC", source="made by the tests", licence="none", counts={}
+    )
+    write_dataset(directory, info, tables)
+    return directory
+
+
+@pytest.fixture
+def small_dir(tmp_path: Path) -> Path:
+    return write_small_dataset(tmp_path / "small")
+
+
+@pytest.fixture
+def small(small_dir: Path) -> Dataset:
+    return open_dataset(small_dir)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture
+def context(small_dir: Path, server: ScriptedServer) -> Context:
+    """The context of a request to the scripted server about the small data set."""
+    return Context(dataset=small_dir, base_url=server.base_url, model=MODEL, items=4, final_tags=8)

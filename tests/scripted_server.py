@@ -1,0 +1,164 @@
+"""An OpenAI-compatible server on loopback that answers by script: for unit tests of logic, never for a claim.
+
+`good_answer` answers each agent sensibly from its prompt alone, so that a run through the whole graph shows what
+the system does with a model that answers well. Tests replace `server.answer` to misbehave.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "scripted"
+
+SHOPPING = {
+    "Quick weekday dinners": ["frozen pizza", "dry spaghetti", "pasta sauce", "frozen french fries", "hot dogs"],
+    "Breakfast and snacks": ["kids cereal", "orange juice", "potato chips", "yogurt", "frozen waffles"],
+    "Holiday baking": ["canned pumpkin", "cake mix", "brown sugar", "whipped topping", "evaporated milk"],
+    "Cleaning and paper": ["toilet tissue", "paper towels", "laundry detergent", "dish soap", "trash bags"],
+}
+
+
+class Reply:
+    """What a script answers: text, why it ended, or an HTTP status; `delay` seconds before it."""
+
+    def __init__(self, text: str = "", finish: str = "stop", status: int = 200, delay: float = 0.0) -> None:
+        self.text, self.finish, self.status, self.delay = text, finish, status, delay
+
+
+class ScriptedServer:
+    """The server, its requests so far, and the script that answers them."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.answer: Callable[[str, dict[str, Any]], Reply] = lambda agent, body: Reply(good_answer(agent, body))
+        self.window = 8192
+        self.tokenizer = True
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None: ...
+
+            def do_GET(self) -> None:
+                self._send(200, {"data": [{"id": MODEL, "max_model_len": outer.window}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/tokenize"):
+                    count = sum(len(m["content"]) for m in body["messages"]) // 4
+                    reply = {"count": count, "max_model_len": outer.window}
+                    self._send(200 if outer.tokenizer else 404, reply)
+                    return
+                agent = body["response_format"]["json_schema"]["name"]
+                outer.requests.append(body)
+                reply = outer.answer(agent, body)
+                time.sleep(reply.delay)
+                if reply.status != 200:
+                    self._send(reply.status, {"error": {"message": "scripted"}})
+                    return
+                message = {"role": "assistant", "content": reply.text}
+                self._send(
+                    200,
+                    {
+                        "id": "1",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": MODEL,
+                        "choices": [{"index": 0, "message": message, "finish_reason": reply.finish}],
+                        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+                    },
+                )
+
+            def _send(self, status: int, body: object) -> None:
+                data = json.dumps(body).encode()
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def prompts(self, agent: str) -> list[str]:
+        """Every prompt that an agent sent, system and user text together."""
+        return [
+            "\n".join(message["content"] for message in body["messages"])
+            for body in self.requests
+            if body["response_format"]["json_schema"]["name"] == agent
+        ]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def good_answer(agent: str, body: dict[str, Any]) -> str:
+    """A sensible answer from the prompt alone."""
+    prompt = body["messages"][-1]["content"]
+    return json.dumps(globals()[f"_{agent}"](prompt))
+
+
+def _planner(prompt: str) -> object:
+    lines = re.findall(r"^(h\d+): ", prompt, re.M)
+    signals = re.findall(r"^(s\d+): ", prompt, re.M)
+    most = int(re.search(r"at most (\d+) personas", prompt)[1])  # type: ignore[index]
+    personas = []
+    for number, name in enumerate(list(SHOPPING)[:most]):
+        personas.append(
+            {
+                "name": name,
+                "intent": f"The household needs things for {name.lower()} this week.",
+                "evidence": list(dict.fromkeys(lines[-1 - (number + k) % len(lines)] for k in range(3))),
+                "signals": signals[:1],
+            }
+        )
+    return {"personas": personas}
+
+
+def _expert(prompt: str) -> object:
+    persona = re.search(r"Persona: (.+)", prompt)[1]  # type: ignore[index]
+    count = int(re.search(r"Write (\d+) tags", prompt)[1])  # type: ignore[index]
+    core = SHOPPING[persona]
+    kinds = ["", "store brand ", "family size "]
+    return {"tags": [f"{kind}{tag}" for kind in kinds for tag in core][:count]}
+
+
+def _arbiter(prompt: str) -> object:
+    pool = [line for line in re.findall(r"^- (.+) \[.+\]$", prompt, re.M)]
+    count = int(re.search(r"Pick (\d+) tags", prompt)[1])  # type: ignore[index]
+    spread = [pool[i] for start in range(5) for i in range(start, len(pool), 5)]
+    return {"picks": [{"tag": tag, "reason": "fits the week's plan"} for tag in spread[:count]]}
+
+
+def _style(prompt: str) -> object:
+    return {"tone": "warm", "audience": "the family", "rhetoric": "a plain fact", "season": "autumn", "words": 20}
+
+
+def _explainer(prompt: str) -> object:
+    item = re.search(r"Item: (.+)", prompt)[1]  # type: ignore[index]
+    return {"text": f"You cook at home often, and {item[:80]} fits your week."}
+
+
+def _evaluator(prompt: str) -> object:
+    return {"label": "positive", "evidence": "fits your week"}
+
+
+def _reviewer(prompt: str) -> object:
+    dimension = re.search(r"^- (\w+): (?:positive|neutral|negative)", prompt, re.M)[1]  # type: ignore[index]
+    return {"decisive": dimension, "rationale": "All dimensions speak for the text."}

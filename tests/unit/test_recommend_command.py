@@ -1,0 +1,192 @@
+"""`recgpt recommend` as a person meets it, with a scripted server."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from agents.schemas import Recommendation
+from recgpt.cli import app
+from tests.conftest import write_small_dataset
+from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
+
+AS_OF = ["--as-of", "2017-11-17T09:00:00"]
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(directory: Path, server: ScriptedServer | None, *arguments: str) -> tuple[int, str, list[dict]]:
+    """Exit code, what a person reads, and the lines of standard output."""
+    endpoint = ["--base-url", server.base_url, "--model", MODEL] if server else []
+    result = CliRunner().invoke(app, ["recommend", "--dataset", str(directory), *endpoint, *arguments])
+    assert not isinstance(result.exception, Exception), result.exception
+    return result.exit_code, result.stderr, [json.loads(line) for line in result.stdout.splitlines() if line]
+
+
+def test_a_line_a_household_that_fits_the_published_schema(small_dir: Path, server: ScriptedServer) -> None:
+    code, said, lines = run(small_dir, server, "--sample", "2", "--seed", "7", *AS_OF)
+    assert code == 0
+    assert sorted(line["user_id"] for line in lines) == ["h1", "h2"]
+    published = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
+    for line in lines:
+        jsonschema.validate(line, published)
+        assert len(line["items"]) >= 3
+    assert "2 households, 12 items, 0 failures" in said
+
+
+def test_real_households_with_a_model_that_answers_well(journey_dir: Path, server: ScriptedServer) -> None:
+    code, _, lines = run(journey_dir, server, "--sample", "3", "--seed", "7", *AS_OF)
+    assert code == 0
+    for line in lines:
+        assert len({persona["name"] for persona in line["personas"]}) >= 2
+        assert len({tag["tag"] for tag in line["tags"]}) >= 10
+        assert len({item["category"][-1] for item in line["items"]}) >= 2
+        assert len(line["items"]) >= 3
+
+
+def test_a_user_that_can_not_be_served_does_not_stop_the_others(small_dir: Path, server: ScriptedServer) -> None:
+    code, said, lines = run(small_dir, server, *AS_OF, "--user", "ghost", "--user", "h1", "--user", "new")
+    assert code == 1
+    assert [line["user_id"] for line in lines] == ["h1"]
+    assert "user 'ghost' is not in" in said
+    assert "user 'new' has no event at all" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sample", "1", "--as-of", "2016-01-01"], "nothing happened before 2016-01-01 00:00"),
+        (["--sample", "9", *AS_OF], "9 users were asked for, 2 have events"),
+        (AS_OF, "give --user ID or --sample N"),
+        (
+            ["--sample", "1", "--set", "personas=99", *AS_OF],
+            "setting personas: Input should be less than or equal to 8",
+        ),
+        (["--sample", "1", "--set", "persons=3", *AS_OF], "setting persons: Extra inputs are not permitted"),
+        (["--sample", "1", "--set", "personas", *AS_OF], "expected NAME=VALUE"),
+        (["--sample", "1", "--profile", "tpu", *AS_OF], "there is no serving profile 'tpu'; take one of cpu, fp8"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    small_dir: Path, server: ScriptedServer, arguments: list[str], message: str
+) -> None:
+    code, said, lines = run(small_dir, server, *arguments)
+    assert (code, lines) == (1, [])
+    assert message in said
+
+
+def test_no_server_at_the_endpoint(small_dir: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["recommend", "--dataset", str(small_dir), "--base-url", "http://127.0.0.1:9/v1", "--sample", "1", *AS_OF]
+    )
+    assert result.exit_code == 1
+    assert "no server answers at http://127.0.0.1:9/v1; start one there" in result.stderr
+
+
+def test_another_model_at_the_endpoint(small_dir: Path, server: ScriptedServer) -> None:
+    code, said, _ = run(small_dir, server, "--sample", "1", *AS_OF, "--model", "other")
+    assert code == 1
+    assert "serves scripted, not 'other'" in said
+
+
+def test_an_existing_file_is_never_overwritten_and_can_be_continued(
+    small_dir: Path, server: ScriptedServer, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run(small_dir, server, "--user", "h1", "--out", str(out), *AS_OF)[0] == 0
+    code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), *AS_OF)
+    assert code == 1
+    assert "is there already; give --resume" in said
+    asked = len(server.requests)
+    code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", *AS_OF)
+    assert code == 0
+    assert [json.loads(line)["user_id"] for line in out.read_text().splitlines()] == ["h1", "h2"]
+    assert (
+        len([body for body in server.requests[asked:] if "personas" in str(body["response_format"])]) == 1
+    )  # h2 alone
+    out.write_text(out.read_text() + "{half a li")
+    code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", *AS_OF)
+    assert code == 1
+    assert "line 3 is no recommendation" in said
+
+
+def test_a_server_that_dies_in_the_middle_keeps_what_is_done(tmp_path: Path, server: ScriptedServer) -> None:
+    directory = write_small_dataset(tmp_path / "two")
+    out = tmp_path / "out.jsonl"
+
+    def answer(name: str, body: dict) -> Reply:
+        if out.exists() and out.read_text().count("\n") == 1:
+            server.close()
+            return Reply(status=500)
+        return Reply(good_answer(name, body))
+
+    server.answer = answer
+    code, said, _ = run(directory, server, "--sample", "2", "--out", str(out), "--concurrency", "1", *AS_OF)
+    assert code == 1
+    assert "stopped answering after 1 of 2 households; their lines are kept" in said
+    assert len(out.read_text().splitlines()) == 1
+    Recommendation.model_validate_json(out.read_text())
+
+
+def test_a_full_disk_keeps_whole_lines(small_dir: Path, server: ScriptedServer, tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: the write fails in the middle of the second line."""
+    out = tmp_path / "out.jsonl"
+    assert run(small_dir, server, "--user", "h1", "--out", str(out), *AS_OF)[0] == 0
+    first = out.stat().st_size
+    out.unlink()
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({first + 2000}, {first + 2000}));"
+        "from recgpt.cli import app; app()"
+    )
+    command = [sys.executable, "-c", limited, "recommend", "--dataset", str(small_dir), "--base-url", server.base_url]
+    command += ["--model", MODEL, "--user", "h1", "--user", "h2", "--out", str(out), "--concurrency", "1", *AS_OF]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "File too large while writing household h2; the 1 lines written before are kept" in said
+    assert out.read_text().count("\n") == 1
+    assert Recommendation.model_validate_json(out.read_text()).user_id == "h1"
+
+
+def test_log_lines_are_json_with_run_and_user(small_dir: Path, server: ScriptedServer, tmp_path: Path) -> None:
+    run(small_dir, server, "--sample", "2", *AS_OF)
+    events = [json.loads(line) for line in (tmp_path / "runs" / "recommend.log.jsonl").read_text().splitlines()]
+    calls = [event for event in events if event["event"] == "model_call"]
+    assert len(calls) == len(server.requests)
+    assert {call["user_id"] for call in calls} == {"h1", "h2"}
+    assert len({call["run_id"] for call in calls}) == 2 and all(call["run_id"] for call in calls)
+    assert {call["prompt"] for call in calls} >= {"planner/v1", "expert/v1", "arbiter/v1", "style/v1", "explainer/v1"}
+
+
+def test_the_default_moment_is_after_the_last_event(small_dir: Path, server: ScriptedServer) -> None:
+    _, _, lines = run(small_dir, server, "--user", "h1")
+    assert datetime.fromisoformat(lines[0]["as_of"]) == datetime(2017, 11, 14, 18, 0, 1)
+
+
+def test_households_run_beside_each_other(small_dir: Path, server: ScriptedServer) -> None:
+    running: list[int] = []
+    now = {"n": 0}
+
+    def answer(name: str, body: dict) -> Reply:
+        now["n"] += 1
+        running.append(now["n"])
+        time.sleep(0.05)
+        now["n"] -= 1
+        return Reply(good_answer(name, body))
+
+    server.answer = answer
+    run(small_dir, server, "--sample", "2", "--set", "personas=2", "--set", "items=1", *AS_OF)
+    assert max(running) > 2  # one household alone has two experts at most

@@ -50,7 +50,7 @@ unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 studio: setup data model
-	LANGGRAPH_CLI_NO_ANALYTICS=1 $(BIN)/langgraph dev --no-browser
+	LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 $(BIN)/langgraph dev --no-browser
 
 serve: setup model
 	$(BIN)/recgpt serve --profile $(PROFILE)

@@ -1,0 +1,114 @@
+"""The main job against the real vLLM server with the default model, on the real data set.
+
+What the untuned model says is not tested; that every answer is held to its schema, counted, and either used or
+listed is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import jsonschema
+import pytest
+
+from agents.schemas import Recommendation
+from tools.models import DEFAULT_MODEL
+from tools.serving import CPU, running_server, served_models
+
+ROOT = Path(__file__).parents[2]
+BASE_URL = "http://127.0.0.1:8417/v1"
+GUARD = Path(__file__).parent / "guard"
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real server, under a guard that records and refuses every connection to another machine."""
+    record = tmp_path_factory.mktemp("guard") / "refused.txt"
+    patch = pytest.MonkeyPatch()
+    patch.chdir(ROOT)
+    patch.setenv("PYTHONPATH", str(GUARD))
+    patch.setenv("GUARD_RECORD", str(record))
+    with running_server(CPU, DEFAULT_MODEL, BASE_URL, lambda message: None):
+        yield record
+    patch.undo()
+    assert served_models(BASE_URL) is None  # what was started is stopped
+
+
+def recommend(*arguments: str, record: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "recgpt", "recommend", "--base-url", BASE_URL, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(GUARD), "GUARD_RECORD": str(record)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=900)
+
+
+def test_two_households(vllm: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "r.jsonl", tmp_path / "r.html"
+    settings = ("items=3", "tags_per_expert=5", "final_tags=4", "planner_tokens=1200")
+    small = [part for setting in settings for part in ("--set", setting)]
+    done = recommend(
+        *("--sample", "2", "--seed", "7", "--as-of", "2017-11-17", *small),
+        *("--out", str(out), "--report", str(page)),
+        record=vllm,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 2
+    items = {item for item in _item_ids()}
+    for line in lines:
+        jsonschema.validate(line, Recommendation.model_json_schema())
+        assert len(line["items"]) >= 3
+        assert {item["item_id"] for item in line["items"]} <= items
+        result = Recommendation.model_validate(line)
+        agents = result.usage.by_agent.values()
+        assert result.usage.llm_calls == sum(agent.llm_calls for agent in agents) > 0
+        assert result.usage.prompt_tokens > 500
+        rejected = result.usage.llm_calls - sum(agent.first_tries for agent in agents)
+        assert len(result.rejected) >= rejected
+        history = {entry.id for entry in result.household.history}
+        assert all(entry.id in history for persona in result.personas for entry in persona.evidence)
+    assert not vllm.exists(), f"something tried to reach {vllm.read_text()}"
+
+
+def test_seeded_requests_with_long_prompts_do_not_kill_the_engine(vllm: Path) -> None:
+    """vLLM 0.32 on a CPU dies when it chunks the prompt of a seeded request; the profile keeps prompts whole."""
+    with httpx.Client(timeout=300) as client:
+        body = {
+            "model": DEFAULT_MODEL,
+            "messages": [{"role": "user", "content": "milk bread eggs " * 800}],
+            "max_tokens": 2,
+            "seed": 1,
+            "temperature": 0.7,
+            "n": 3,
+        }
+        assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
+        assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
+
+
+def test_a_line_is_refused_where_the_prompt_can_not_fit(vllm: Path) -> None:
+    """The window that the planner is fitted to is the server's own."""
+    answer = httpx.post(
+        BASE_URL.removesuffix("/v1") + "/tokenize",
+        json={"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": "milk"}]},
+    )
+    assert answer.json()["max_model_len"] == 8192
+
+
+def test_the_guard_refuses(tmp_path: Path) -> None:
+    """A guard that can't refuse guards nothing."""
+    record = tmp_path / "refused.txt"
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    environment = os.environ | {"PYTHONPATH": str(GUARD), "GUARD_RECORD": str(record)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "192.0.2.1" in record.read_text()
+
+
+def _item_ids() -> list[str]:
+    import polars as pl
+
+    return pl.read_parquet(ROOT / "data" / "completejourney" / "items.parquet")["item_id"].to_list()

@@ -17,6 +17,7 @@ from agents.context import DEFAULT_BASE_URL
 from agents.schemas import Recommendation
 from prompts.template import PromptError
 from recgpt import data, recommend
+from recgpt.diagram import mermaid
 from tools.errors import RecGPTError
 from tools.models import DEFAULT_MODEL, model_path
 from tools.serving import PROFILES, named_profile, serve_command, serve_environment
@@ -82,6 +83,13 @@ def serve(
 def prepare() -> None:
     """Convert the default model once, so that the first server starts at once."""
     console.print(f"model ready: {model_path(DEFAULT_MODEL, console.print)}")
+
+
+@app.command()
+@explain_errors
+def diagram() -> None:
+    """Print the diagram of the whole graph (Mermaid), drawn from the compiled graph itself."""
+    sys.stdout.write(mermaid())
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from agents.context import Context
 from agents.reviewer import grade_labels
 from agents.schemas import DimensionLabel
+from recgpt.diagram import mermaid
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +74,7 @@ def test_the_package_carries_its_data_files() -> None:
     packages = ("recgpt", "graphs", "agents", "tools", "prompts")
     forgotten = [name for name in tracked if name.split("/")[0] in packages and Path(name).suffix not in patterns]
     assert forgotten == []
+
+
+def test_the_readme_shows_the_graphs_as_they_are() -> None:
+    assert mermaid().strip() in (ROOT / "README.md").read_text()

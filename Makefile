@@ -46,7 +46,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup
+unit: setup data
 	$(BIN)/python -m pytest tests/unit
 
 studio: setup data model

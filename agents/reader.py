@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from zoneinfo import ZoneInfo
 
 from langgraph.runtime import Runtime
 
@@ -21,20 +22,23 @@ async def read_context(state: Request, runtime: Runtime[Context]) -> IntentState
     Raises:
         DatasetError, UnknownUserError, NoHistoryError: there is nothing to recommend from.
     """
-    context = context_of(runtime)
-    household = await asyncio.to_thread(_read, context, state)
-    return {"as_of": state.as_of, "household": household, "personas": [], "tags": [], "history_lines_cut": 0}
+    request, household = await asyncio.to_thread(_read, context_of(runtime), state)
+    return {"as_of": request.as_of, "household": household, "personas": [], "tags": [], "history_lines_cut": 0}
 
 
-def _read(context: Context, request: Request) -> Household:
+def _read(context: Context, request: Request) -> tuple[Request, Household]:
     dataset = open_dataset(context.dataset)
+    if request.as_of.tzinfo:
+        local = request.as_of.astimezone(ZoneInfo(dataset.info.time_zone)).replace(tzinfo=None)
+        request = request.model_copy(update={"as_of": local})
     if request.as_of <= dataset.first_event:
         raise NoHistoryError(
             f"nothing happened before {request.as_of:%Y-%m-%d %H:%M}: the first event of {dataset.directory} "
             f"is at {dataset.first_event:%Y-%m-%d %H:%M}; take a later moment"
         )
-    return Household(
+    household = Household(
         profile=dataset.user(request.user_id)[0],
         history=read_history(dataset, request.user_id, request.as_of),
         signals=read_signals(dataset, request.user_id, request.as_of, context.weather),
     )
+    return request, household

@@ -37,13 +37,8 @@ class Request(Record):
 
     user_id: str = Field(min_length=1)
     as_of: datetime = Field(
-        description="the moment of the request, in the data set's time zone; later events do not exist"
+        description="the moment of the request; without an offset it is in the data set's time zone"
     )
-
-    @field_validator("as_of")
-    @classmethod
-    def _data_set_time(cls, value: datetime) -> datetime:
-        return value.replace(tzinfo=None)
 
 
 class Persona(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,12 +12,12 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from agents.context import DEFAULT_BASE_URL
 from agents.schemas import Recommendation
 from prompts.template import PromptError
 from recgpt import data, recommend
+from recgpt.console import console
 from recgpt.diagram import mermaid
 from tools.errors import RecGPTError
 from tools.models import DEFAULT_MODEL, model_path
@@ -25,10 +26,15 @@ from tools.serving import PROFILES, named_profile, serve_command, serve_environm
 P = ParamSpec("P")
 T = TypeVar("T")
 
-console = Console(stderr=True)
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="RecGPT-V2: recommendations by reasoning about intent."
 )
+
+
+@app.callback()
+def end_cleanly_on_sigterm() -> None:
+    """Being asked to end is like Ctrl-C: a model server that was started is stopped on the way out."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def explain_errors(command: Callable[P, T]) -> Callable[P, T]:

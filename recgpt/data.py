@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from recgpt.console import console
 from tools.dataset import DatasetInfo, check_dataset, open_dataset
 from tools.datasets import amazon_reviews, completejourney, csv_files
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -16,8 +16,6 @@ from tools.retrieval import open_index
 
 SHOWN_FAULTS = 50
 BUILDERS = {"completejourney": completejourney.build}
-
-console = Console(stderr=True)
 
 
 def _say(message: str) -> None:

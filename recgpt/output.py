@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -67,10 +68,22 @@ def read_lines(path: Path) -> Iterator[Recommendation]:
         raise OutputError(f"{path} could not be read: {error}") from error
 
 
-def finished_users(path: Path | None, resume: bool) -> set[str]:
-    """Users that an output file has already; a file that is there is only continued if that was asked for."""
+def finished_users(path: Path | None, resume: bool, moment: datetime) -> set[str]:
+    """Users that an output file has already.
+
+    Raises:
+        OutputError: the file is there and was not to be continued, or is of another moment.
+    """
     if path is None or not path.exists():
         return set()
     if not resume:
         raise OutputError(f"{path} is there already; give --resume to go on with it, or another name")
-    return {line.user_id for line in read_lines(path)}
+    users = set()
+    for line in read_lines(path):
+        if line.as_of != moment:
+            raise OutputError(
+                f"{path} has household {line.user_id} as of {line.as_of}, this run is as of {moment}; "
+                "give the same --as-of, or another name"
+            )
+        users.add(line.user_id)
+    return users

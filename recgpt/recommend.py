@@ -13,13 +13,13 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from agents.context import Context
 from agents.schemas import AgentUsage, Recommendation, Request
 from graphs.recommend import graph
+from recgpt.console import console, reporting
 from recgpt.output import Write, finished_users, open_output, read_lines
 from recgpt.report import write_report
 from tools.dataset import Dataset, open_dataset
@@ -30,8 +30,6 @@ from tools.retrieval import open_index
 from tools.serving import named_profile, running_server, served_models
 
 LOG = Path("runs/recommend.log.jsonl")
-
-console = Console(stderr=True)
 
 
 def recommend(
@@ -58,15 +56,15 @@ def recommend(
     moment = as_of or data.last_event + timedelta(seconds=1)
     users, refused = choose_users(data, user or [], sample, seed, moment)
     out = out or (report.with_suffix(".jsonl") if report else None)
-    done = finished_users(out, resume)
+    done = finished_users(out, resume, moment)
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
         with ExitStack() as stack:
             stack.enter_context(logging_to(LOG))
             _serve(stack, context, profile)
-            with console.status("opening the index") as status:
-                open_index(data, open_embedder(context.embedding_model), status.update)
+            with reporting("opening the index") as report_step:
+                open_index(data, open_embedder(context.embedding_model), report_step)
             write = stack.enter_context(open_output(out))
             results, failed = asyncio.run(run_households(context, todo, moment, concurrency, write))
             refused += failed
@@ -148,6 +146,12 @@ async def run_households(
             write(result)
             results.append(result)
             progress.advance(task)
+            console.print(
+                f"household {user_id}: {len(result.personas)} personas, {len(result.tags)} tags, "
+                f"{len(result.items)} items, {len(result.failures)} failures, "
+                f"{result.usage.llm_calls} calls, {result.usage.seconds:.0f} s",
+                highlight=False,
+            )
 
     with _progress() as progress:
         task = progress.add_task("households", total=len(users))
@@ -177,8 +181,8 @@ def _serve(stack: ExitStack, context: Context, profile: str) -> None:
             f"no server answers at {context.base_url}; start one there, for example with "
             f"`recgpt serve --base-url {context.base_url}`, or leave out --base-url"
         )
-    with console.status("looking for a model server") as status:
-        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, status.update))
+    with reporting("looking for a model server") as report_step:
+        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, report_step))
 
 
 def _progress() -> Progress:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import jsonschema
+import psutil
 import pytest
 
 from agents.schemas import Recommendation
@@ -106,6 +109,28 @@ def test_the_guard_refuses(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "192.0.2.1" in record.read_text()
+
+
+def test_a_run_that_is_ended_stops_the_server_that_it_started(tmp_path: Path) -> None:
+    code = f"""
+from recgpt.cli import end_cleanly_on_sigterm
+from tools.serving import CPU, running_server
+end_cleanly_on_sigterm()
+with running_server(CPU, {DEFAULT_MODEL!r}, "http://127.0.0.1:8419/v1", print):
+    pass
+"""
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    servers: list[psutil.Process] = []
+    for _ in range(100):
+        servers = [child for child in psutil.Process(process.pid).children() if "vllm" in " ".join(child.cmdline())]
+        if servers:
+            break
+        time.sleep(0.2)
+    assert servers
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not any(server.is_running() for server in servers)
 
 
 def _item_ids() -> list[str]:

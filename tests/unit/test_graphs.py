@@ -202,10 +202,10 @@ async def test_a_refused_request_is_not_repeated(context: Context, server: Scrip
 
 
 async def test_a_history_beyond_the_window_keeps_the_newest_and_most_telling_lines(
-    journey_dir: Path, context: Context, server: ScriptedServer
+    prepared_dir: Path, context: Context, server: ScriptedServer
 ) -> None:
     server.window = 2000
-    result = await recommend(context, "1385", dataset=journey_dir, planner_tokens=1_000_000)
+    result = await recommend(context, "1385", dataset=prepared_dir, planner_tokens=1_000_000)
     usage, lines = result.usage, result.household.history
     assert usage.history_lines == len(lines) > 10
     assert usage.history_lines_cut == 343 - len(lines)
@@ -232,6 +232,12 @@ async def test_what_can_not_be_served_raises(context: Context, user_id: str, err
 async def test_a_moment_before_the_first_event_raises(context: Context) -> None:
     with pytest.raises(NoHistoryError, match="nothing happened before 2016-01-01"):
         await intent_graph.ainvoke(Request(user_id="h1", as_of=datetime(2016, 1, 1)), context=context)
+
+
+async def test_a_moment_with_an_offset_is_converted(context: Context) -> None:
+    request = {"user_id": "h1", "as_of": "2017-11-17T01:00:00-08:00"}
+    state = await recommend_graph.ainvoke(request, context=context)
+    assert Recommendation.model_validate(state).as_of == AS_OF
 
 
 async def test_a_missing_data_set_raises(context: Context, tmp_path: Path) -> None:

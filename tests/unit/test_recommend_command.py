@@ -45,8 +45,8 @@ def test_a_line_a_household_that_fits_the_published_schema(small_dir: Path, serv
     assert "2 households, 12 items, 0 failures" in said
 
 
-def test_real_households_with_a_model_that_answers_well(journey_dir: Path, server: ScriptedServer) -> None:
-    code, _, lines = run(journey_dir, server, "--sample", "3", "--seed", "7", *AS_OF)
+def test_real_households_with_a_model_that_answers_well(prepared_dir: Path, server: ScriptedServer) -> None:
+    code, _, lines = run(prepared_dir, server, "--sample", "3", "--seed", "7", *AS_OF)
     assert code == 0
     for line in lines:
         assert len({persona["name"] for persona in line["personas"]}) >= 2
@@ -115,6 +115,9 @@ def test_an_existing_file_is_never_overwritten_and_can_be_continued(
     assert (
         len([body for body in server.requests[asked:] if "personas" in str(body["response_format"])]) == 1
     )  # h2 alone
+    code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", "--as-of", "2017-11-20")
+    assert code == 1
+    assert "this run is as of 2017-11-20 00:00:00; give the same --as-of" in said
     out.write_text(out.read_text() + "{half a li")
     code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", *AS_OF)
     assert code == 1

@@ -57,11 +57,13 @@ def agent_usage(agent: str, calls: Sequence[CallRecord]) -> AgentUsage:
 def explanation_task(state: RecommendState, item: RecommendedItem) -> ExplanationTask:
     """What stylist and explainer may see for one item."""
     personas = {persona.name: persona for persona in state["personas"]}
+    lines = {line.id: line for line in state["household"].history}
     return ExplanationTask(
         user_id=state["user_id"],
         as_of=state["as_of"],
         profile=state["household"].profile,
         persona=personas.get(item.persona or ""),
+        evidence=[lines[key] for key in item.evidence],
         item=item,
         signals=state["household"].signals,
     )
@@ -79,9 +81,7 @@ def judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
     ]
     if task.persona:
         facts.append(Fact(name="persona", text=f"{task.persona.name}: {task.persona.intent}"))
-        facts += [
-            Fact(name="history", text=f"{line.text} ({line.rhythm(task.as_of)})") for line in task.persona.evidence
-        ]
+    facts += [Fact(name="history", text=f"{line.text} ({line.rhythm(task.as_of)})") for line in task.evidence]
     return JudgeTask(
         user_id=task.user_id,
         kind="explanations",

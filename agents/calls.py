@@ -18,8 +18,8 @@ from agents.context import Context, context_of
 from agents.schemas import Answer, CallRecord, Failure, Rejection
 from agents.state import Trail
 from prompts.template import Prompt, Value, clean, load_prompt
-from tools.errors import RecGPTError, ServerError
-from tools.llm import ServerUnreachableError, complete
+from tools.errors import RecGPTError, ServerError, ServerUnreachableError
+from tools.llm import complete
 
 T = TypeVar("T", bound=Answer)
 

@@ -21,17 +21,16 @@ async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> Exp
     """Write the text for one item, in the style of the guideline, from evidence and signals."""
     context = context_of(runtime)
     prompt = await read_prompt("explainer", context.explainer_prompt, context.explainer_instructions)
-    persona = state.persona
     asked = await ask(
         runtime,
         prompt,
         {
             "moment": moment_text(state.as_of),
             **state.style.model_dump(),
-            **persona_text(persona),
+            **persona_text(state.persona),
             "item": state.item.title,
             "category": shelf_text(state.item.category),
-            "evidence": evidence_lines(persona.evidence, state.as_of) if persona else [],
+            "evidence": evidence_lines(state.evidence, state.as_of),
             "signals": [{"text": signal.text} for signal in state.signals],
         },
         ExplanationText,

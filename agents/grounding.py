@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 
+from agents.calls import failed
 from agents.context import Context, context_of
 from agents.schemas import Tag
 from agents.state import IntentState
@@ -22,16 +26,25 @@ async def ground_tags(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     """
     if not state["tags"]:
         return {}
-    return {"tags": await asyncio.to_thread(_ground, context_of(runtime), state["tags"])}
+    return await asyncio.to_thread(_ground, context_of(runtime), state["tags"])
 
 
-def _ground(context: Context, tags: list[Tag]) -> list[Tag]:
+async def record_grounding_failure(state: IntentState, error: NodeError) -> Command[Any]:
+    """Without embeddings the tags stay as the model wrote them, without a category."""
+    note = "tags have no category: no embeddings could be made"
+    return Command(update={**failed("grounding", "household", error.error), "degraded": [note]})
+
+
+def _ground(context: Context, tags: list[Tag]) -> IntentState:
     index = open_index(open_dataset(context.dataset), open_embedder(context.embedding_model))
     grounded: dict[str, Tag] = {}
+    notes: list[str] = []
     for tag, leaf in zip(tags, index.nearest_leaves([tag.tag for tag in tags]), strict=True):
         update: dict[str, object] = {"category": leaf.path, "score": round(leaf.similarity, 4)}
         if leaf.similarity < context.rewrite_below:
             update |= {"tag": leaf.path[-1], "source": "rewritten"}
         final = tag.model_copy(update=update)
-        grounded.setdefault(final.tag.casefold(), final)
-    return list(grounded.values())
+        first = grounded.setdefault(final.tag.casefold(), final)
+        if first is not final:
+            notes.append(f"tag {tag.proposed!r} was rewritten to {final.tag!r}, which is there already")
+    return {"tags": list(grounded.values()), "degraded": notes}

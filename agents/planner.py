@@ -15,12 +15,14 @@ from agents.context import Context, context_of
 from agents.schemas import Household, Persona, plan_schema
 from agents.state import IntentState
 from agents.wording import evidence_lines, moment_text, profile_text
-from prompts.template import Value
+from prompts.template import VALUE_LIMIT, Value
 from tools.history import HistoryLine, number_lines
 from tools.llm import measure_prompt
 
 TOKENS_A_PERSONA = 160
 """Bound of the answer: name, intent and ids of one persona."""
+UNMEASURED_LINES = 50
+"""History lines kept for the answer where no server tells how long a prompt is."""
 REPAIR_TOKENS = 120
 """Room for the reason why an answer was rejected."""
 CHARACTERS_A_TOKEN_AT_MOST = 8
@@ -81,15 +83,18 @@ async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentS
 
 async def record_planner_failure(state: IntentState, error: NodeError) -> Command[Any]:
     """Without personas there are no experts to ask: the request ends with the failure in its trail."""
-    note = "no personas: the planner gave no valid answer"
-    return Command(update={**failed("planner", "household", error.error), "degraded": [note]})
+    household = state["household"]
+    if any(not line.id for line in household.history):  # the history could not even be measured
+        household = household.model_copy(update={"history": number_lines(household.history[:UNMEASURED_LINES])})
+    update = {**failed("planner", "household", error.error), "household": household}
+    return Command(update={**update, "degraded": ["no personas: the planner gave no valid answer"]})
 
 
 def _worth_counting(lines: Sequence[HistoryLine], tokens: int) -> int:
     """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
     characters = 0
     for count, line in enumerate(lines):
-        characters += len(line.text)
+        characters += min(len(line.text), VALUE_LIMIT)
         if characters > tokens * CHARACTERS_A_TOKEN_AT_MOST:
             return max(count, 1)
     return len(lines)

@@ -11,7 +11,7 @@ from agents.context import Context, context_of
 from agents.schemas import Household, Request
 from agents.state import IntentState
 from tools.dataset import open_dataset
-from tools.errors import NoHistoryError
+from tools.errors import NoHistoryError, ServerError
 from tools.history import read_history
 from tools.signals import read_signals
 
@@ -22,11 +22,10 @@ async def read_context(state: Request, runtime: Runtime[Context]) -> IntentState
     Raises:
         DatasetError, UnknownUserError, NoHistoryError: there is nothing to recommend from.
     """
-    request, household = await asyncio.to_thread(_read, context_of(runtime), state)
-    return {"as_of": request.as_of, "household": household, "personas": [], "tags": [], "history_lines_cut": 0}
+    return await asyncio.to_thread(_read, context_of(runtime), state)
 
 
-def _read(context: Context, request: Request) -> tuple[Request, Household]:
+def _read(context: Context, request: Request) -> IntentState:
     dataset = open_dataset(context.dataset)
     if request.as_of.tzinfo:
         local = request.as_of.astimezone(ZoneInfo(dataset.info.time_zone)).replace(tzinfo=None)
@@ -36,9 +35,22 @@ def _read(context: Context, request: Request) -> tuple[Request, Household]:
             f"nothing happened before {request.as_of:%Y-%m-%d %H:%M}: the first event of {dataset.directory} "
             f"is at {dataset.first_event:%Y-%m-%d %H:%M}; take a later moment"
         )
+    notes = []
+    try:
+        signals = read_signals(dataset, request.user_id, request.as_of, context.weather)
+    except ServerError as error:
+        signals = read_signals(dataset, request.user_id, request.as_of)
+        notes = [f"no weather: {error}"]
     household = Household(
         profile=dataset.user(request.user_id)[0],
         history=read_history(dataset, request.user_id, request.as_of),
-        signals=read_signals(dataset, request.user_id, request.as_of, context.weather),
+        signals=signals,
     )
-    return request, household
+    return {
+        "as_of": request.as_of,
+        "household": household,
+        "personas": [],
+        "tags": [],
+        "history_lines_cut": 0,
+        "degraded": notes,
+    }

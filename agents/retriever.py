@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 import polars as pl
+from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from langgraph.types import Command, Send
 
+from agents.assembler import explanation_task
+from agents.calls import failed
 from agents.context import Context, context_of
-from agents.schemas import RecommendedItem, Tag
+from agents.schemas import Household, RecommendedItem, Tag
 from agents.state import RecommendState
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
-from tools.history import HistoryLine, read_history
 from tools.retrieval import ItemMatch, open_index
+
+HABIT_NOTE = "items are the household's own purchases"
 
 
 async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> RecommendState:
@@ -25,34 +30,45 @@ async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> Re
     Without any tag the household's most telling purchases stand in, as channel `habit`: an answer is never an
     empty page, and `degraded` says what it is.
     """
-    return await asyncio.to_thread(_retrieve, context_of(runtime), state)
-
-
-def _retrieve(context: Context, state: RecommendState) -> RecommendState:
-    dataset = open_dataset(context.dataset)
+    context = context_of(runtime)
     if not state["tags"]:
-        lines = read_history(dataset, state["user_id"], state["as_of"])
-        items = list(_habit(dataset, [line for line in lines if line.item_id][: context.items]))
-        return {"items": items, "degraded": ["items are the household's own purchases: there are no tags"]}
+        items = await asyncio.to_thread(_habit, context, state["household"])
+        return {"items": items, "degraded": [f"{HABIT_NOTE}: there are no tags"]}
+    items = await asyncio.to_thread(_retrieve, context, state)
+    short = f"{len(items)} items where {context.items} were asked for: the tags found no more"
+    return {"items": items, "degraded": [short] if len(items) < context.items else []}
+
+
+async def record_retrieval_failure(state: RecommendState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
+    """Without embeddings there is no search; the household's own purchases stand in."""
+    update = dict(failed("retriever", "household", error.error))
+    items = await asyncio.to_thread(_habit, context_of(runtime), state["household"])
+    update |= {"items": items, "degraded": [f"{HABIT_NOTE}: no search was possible"]}
+    sends = [Send("explain_item", explanation_task({**state, "items": items}, item)) for item in items]
+    return Command(update=update, goto=sends or "collect_explanations")
+
+
+def _retrieve(context: Context, state: RecommendState) -> list[RecommendedItem]:
+    dataset = open_dataset(context.dataset)
     index = open_index(dataset, open_embedder(context.embedding_model))
     found = index.search_items([tag.tag for tag in state["tags"]], context.items, state["as_of"])
     chosen = _in_turn(state["tags"], found, context.items)
-    prices = _prices(dataset, [match.item_id for _, match in chosen])
-    return {
-        "items": [
-            RecommendedItem(
-                item_id=match.item_id,
-                title=match.title,
-                category=match.path,
-                price=prices[match.item_id],
-                tag=tag.tag,
-                persona=tag.persona,
-                channel="cognitive",
-                score=round(match.score, 4),
-            )
-            for tag, match in chosen
-        ]
-    }
+    prices = dict(_rows(dataset, [match.item_id for _, match in chosen]).select("item_id", "price").iter_rows())
+    evidence = {persona.name: [line.id for line in persona.evidence] for persona in state["personas"]}
+    return [
+        RecommendedItem(
+            item_id=match.item_id,
+            title=match.title,
+            category=match.path,
+            price=prices[match.item_id],
+            tag=tag.tag,
+            persona=tag.persona,
+            channel="cognitive",
+            score=round(match.score, 4),
+            evidence=evidence[tag.persona],
+        )
+        for tag, match in chosen
+    ]
 
 
 def _in_turn(tags: Sequence[Tag], found: Sequence[Sequence[ItemMatch]], count: int) -> list[tuple[Tag, ItemMatch]]:
@@ -65,25 +81,27 @@ def _in_turn(tags: Sequence[Tag], found: Sequence[Sequence[ItemMatch]], count: i
     return list(chosen.values())
 
 
-def _habit(dataset: Dataset, lines: Sequence[HistoryLine]) -> Iterator[RecommendedItem]:
-    items = {row["item_id"]: row for row in _rows(dataset, [line.item_id for line in lines if line.item_id])}
-    for line in lines:
-        row = items[line.item_id or ""]
-        yield RecommendedItem(
-            item_id=row["item_id"],
-            title=row["title"],
-            category=row["category"],
-            price=row["price"],
+def _habit(context: Context, household: Household) -> list[RecommendedItem]:
+    """The items of the most telling history lines, purchases first, each once."""
+    lines = sorted(household.history, key=lambda line: (line.action != "purchase", -line.weight))
+    by_item = {line.item_id: line for line in reversed(lines) if line.item_id}
+    order = [item for item in dict.fromkeys(line.item_id for line in lines) if item][: context.items]
+    rows = {row["item_id"]: row for row in _rows(open_dataset(context.dataset), order).iter_rows(named=True)}
+    return [
+        RecommendedItem(
+            item_id=item,
+            title=rows[item]["title"],
+            category=rows[item]["category"],
+            price=rows[item]["price"],
             tag=None,
             persona=None,
             channel="habit",
             score=0.0,
+            evidence=[by_item[item].id],
         )
+        for item in order
+    ]
 
 
-def _prices(dataset: Dataset, item_ids: list[str]) -> dict[str, float | None]:
-    return {row["item_id"]: row["price"] for row in _rows(dataset, item_ids)}
-
-
-def _rows(dataset: Dataset, item_ids: list[str]) -> list[dict[str, Any]]:
-    return dataset.items.filter(pl.col("item_id").is_in(item_ids)).to_dicts()
+def _rows(dataset: Dataset, item_ids: list[str]) -> pl.DataFrame:
+    return dataset.items.filter(pl.col("item_id").is_in(item_ids))

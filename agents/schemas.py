@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, StringConstraints, create_model, field_validator
 
 from prompts.rubric import Label, Rubric, Subject
 from tools.history import HistoryLine
@@ -26,7 +26,9 @@ class Record(BaseModel):
 
 
 class Answer(Record):
-    """Base of what a model answers."""
+    """Base of what a model answers; blanks around its texts do not count."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
 
 # ---- requests -------------------------------------------------------------------------------------------------
@@ -111,6 +113,7 @@ class RecommendedItem(Record):
     persona: str | None
     channel: Channel
     score: float = Field(description="cosine of tag and title; 0 for the habit channel")
+    evidence: list[str] = Field(description="ids of the history lines that it rests on")
     style: StyleGuideline | None = None
     explanation: str | None = None
     verdict: Verdict | None = None
@@ -120,7 +123,7 @@ class ExpertTask(Record):
     """What one expert gets: a persona with the evidence that the planner picked, and the signals; no history."""
 
     user_id: str
-    as_of: datetime
+    as_of: NaiveDatetime
     profile: str | None
     persona: Persona
     signals: list[Signal]
@@ -130,9 +133,10 @@ class ExplanationTask(Record):
     """What the stylist and the explainer get for one item: the input of the graph `explanation`."""
 
     user_id: str
-    as_of: datetime
+    as_of: NaiveDatetime
     profile: str | None
     persona: Persona | None
+    evidence: list[HistoryLine]
     item: RecommendedItem
     signals: list[Signal]
 
@@ -246,7 +250,7 @@ class Recommendation(Record):
     """One line of the output."""
 
     user_id: str
-    as_of: datetime
+    as_of: NaiveDatetime
     household: Household
     personas: list[Persona]
     tags: list[Tag]
@@ -283,10 +287,13 @@ class Plan(Answer):
         return personas
 
 
+TagText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=48)]
+
+
 class TagList(Answer):
     """An expert's answer."""
 
-    tags: list[Annotated[str, Field(min_length=3, max_length=48)]]
+    tags: list[TagText]
 
 
 class PickedTag(Answer):
@@ -353,8 +360,7 @@ def plan_schema(history_ids: list[str], signal_ids: list[str], personas: int) ->
 
 def tags_schema(count: int) -> type[TagList]:
     """A list of `count` tags."""
-    tag = Annotated[str, Field(min_length=3, max_length=48)]
-    return create_model("Tags", __base__=TagList, tags=list_of(tag, count, count))
+    return create_model("Tags", __base__=TagList, tags=list_of(TagText, count, count))
 
 
 def selection_schema(pool: list[str], count: int) -> type[Selection]:

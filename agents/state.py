@@ -24,6 +24,7 @@ from agents.schemas import (
     Verdict,
 )
 from prompts.rubric import Rubric, Subject
+from tools.history import HistoryLine
 from tools.signals import Signal
 
 
@@ -68,6 +69,7 @@ class ExplanationState(Explained, total=False):
     as_of: datetime
     profile: str | None
     persona: Persona | None
+    evidence: list[HistoryLine]
     item: RecommendedItem
     signals: list[Signal]
     style: StyleGuideline

@@ -11,7 +11,7 @@ from agents.arbiter import arbitrate_tags, record_arbiter_failure
 from agents.calls import RETRY_UNREACHABLE
 from agents.context import Context
 from agents.expert import record_expert_failure, run_expert
-from agents.grounding import ground_tags
+from agents.grounding import ground_tags, record_grounding_failure
 from agents.planner import fit_history, plan_intents, record_planner_failure
 from agents.reader import read_context
 from agents.schemas import ExpertTask, Request
@@ -43,7 +43,7 @@ def build_intent_graph() -> StateGraph[IntentState, Context, Request, Any]:
     graph.add_node(plan_intents, retry_policy=RETRY_UNREACHABLE, error_handler=record_planner_failure)
     graph.add_node(run_expert, retry_policy=RETRY_UNREACHABLE, error_handler=record_expert_failure)
     graph.add_node(arbitrate_tags, retry_policy=RETRY_UNREACHABLE, error_handler=record_arbiter_failure)
-    graph.add_node(ground_tags)
+    graph.add_node(ground_tags, retry_policy=RETRY_UNREACHABLE, error_handler=record_grounding_failure)
     graph.add_edge(START, "read_context")
     graph.add_edge("read_context", "fit_history")
     graph.add_edge("fit_history", "plan_intents")

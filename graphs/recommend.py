@@ -15,8 +15,9 @@ from agents.assembler import (
     judge_task,
     open_request,
 )
+from agents.calls import RETRY_UNREACHABLE
 from agents.context import Context, context_of
-from agents.retriever import retrieve_items
+from agents.retriever import record_retrieval_failure, retrieve_items
 from agents.schemas import Recommendation, Request
 from agents.state import RecommendState
 from graphs.explanation import graph as explanation_graph
@@ -40,7 +41,7 @@ def build_recommend_graph() -> StateGraph[RecommendState, Context, Request, Any]
     graph = StateGraph(RecommendState, context_schema=Context, input_schema=Request, output_schema=Recommendation)
     graph.add_node(open_request)
     graph.add_node("infer_intent", intent_graph)
-    graph.add_node(retrieve_items)
+    graph.add_node(retrieve_items, retry_policy=RETRY_UNREACHABLE, error_handler=record_retrieval_failure)
     graph.add_node("explain_item", explanation_graph)
     graph.add_node(collect_explanations)
     graph.add_node("judge_explanation", judge_graph)

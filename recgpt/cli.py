@@ -11,14 +11,13 @@ from functools import wraps
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
-from pydantic import ValidationError
 
-from agents.context import DEFAULT_BASE_URL
 from agents.schemas import Recommendation
 from prompts.template import PromptError
 from recgpt import data, recommend
-from recgpt.console import console
+from recgpt.console import complain, say
 from recgpt.diagram import mermaid
+from recgpt.recommend import resolve_context
 from tools.errors import RecGPTError
 from tools.models import DEFAULT_MODEL, model_path
 from tools.serving import PROFILES, named_profile, serve_command, serve_environment
@@ -34,7 +33,8 @@ app = typer.Typer(
 @app.callback()
 def end_cleanly_on_sigterm() -> None:
     """Being asked to end is like Ctrl-C: a model server that was started is stopped on the way out."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, lambda number, frame: sys.exit(128 + number))
 
 
 def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -45,14 +45,7 @@ def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except (RecGPTError, PromptError) as error:
-            console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-        except ValidationError as error:
-            for fault in error.errors(include_url=False):
-                place = ".".join(str(part) for part in fault["loc"])
-                console.print(
-                    f"[bold red]error:[/] setting {place}: {fault['msg']}, found {fault['input']!r}", highlight=False
-                )
+            complain("error", str(error))
             raise typer.Exit(1) from error
 
     return run
@@ -75,20 +68,22 @@ app.command("recommend")(explain_errors(recommend.recommend))
 @explain_errors
 def serve(
     profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "cpu",
-    model: Annotated[str, typer.Option(help="the default model, a hub name or a directory")] = DEFAULT_MODEL,
-    base_url: Annotated[str, typer.Option(help="where to listen")] = DEFAULT_BASE_URL,
+    model: Annotated[str | None, typer.Option(help="the default model, a hub name or a directory")] = None,
+    base_url: Annotated[str | None, typer.Option(help="where to listen")] = None,
 ) -> None:
     """Serve a model with vLLM until it is interrupted."""
-    command = serve_command(named_profile(profile), model, base_url, console.print)
-    console.print(f"serving {model} at {base_url}; end with Ctrl-C")
-    os.execvpe(command[0], command, serve_environment(named_profile(profile)))
+    context = resolve_context([], model=model, base_url=base_url)
+    chosen = named_profile(profile)
+    command = serve_command(chosen, context.model, context.base_url, say)
+    say(f"serving {context.model} at {context.base_url}; end with Ctrl-C")
+    os.execvpe(command[0], command, serve_environment(chosen, context.model))
 
 
 @app.command()
 @explain_errors
 def prepare() -> None:
     """Convert the default model once, so that the first server starts at once."""
-    console.print(f"model ready: {model_path(DEFAULT_MODEL, console.print)}")
+    say(f"model ready: {model_path(DEFAULT_MODEL, say)}")
 
 
 @app.command()

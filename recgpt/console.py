@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 LOG_EVERY = 10.0
 """Seconds between two lines of the same step where no terminal shows a moving one."""
@@ -14,19 +15,29 @@ LOG_EVERY = 10.0
 console = Console(stderr=True)
 
 
+def say(message: str) -> None:
+    """Print a line as it is: brackets of a log or a title are no markup."""
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def complain(kind: str, message: str) -> None:
+    """Print what went wrong."""
+    console.print(f"[bold red]{kind}:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def reporting(step: str) -> Iterator[Callable[[str], None]]:
     """A function that shows how a long step gets on."""
     if console.is_terminal:
         with console.status(step) as status:
-            yield status.update
+            yield lambda message: status.update(escape(message))
         return
     said = -LOG_EVERY
 
-    def say(message: str) -> None:
+    def say_now_and_then(message: str) -> None:
         nonlocal said
         if time.monotonic() - said >= LOG_EVERY:
             said = time.monotonic()
-            console.print(f"  {message}", highlight=False, soft_wrap=True)
+            say(f"  {message}")
 
-    yield say
+    yield say_now_and_then

@@ -7,24 +7,20 @@ from typing import Annotated
 
 import typer
 
-from recgpt.console import console
+from recgpt.console import complain, reporting, say
 from tools.dataset import DatasetInfo, check_dataset, open_dataset
 from tools.datasets import amazon_reviews, completejourney, csv_files
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError
-from tools.retrieval import open_index
+from tools.retrieval import embed_catalog, open_index
 
 SHOWN_FAULTS = 50
 BUILDERS = {"completejourney": completejourney.build}
 
 
-def _say(message: str) -> None:
-    console.print(f"  {message}", highlight=False)
-
-
 def _done(directory: Path, info: DatasetInfo) -> None:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in info.counts.items())
-    console.print(f"{directory}: {counts}", highlight=False)
+    say(f"{directory}: {counts}")
 
 
 def build(
@@ -35,18 +31,18 @@ def build(
     if name not in BUILDERS:
         raise DatasetError(f"there is no builder {name!r}; take one of {', '.join(BUILDERS)}, or `recgpt data import`")
     directory = out or Path("data") / name
-    _done(directory, BUILDERS[name](directory, _say))
+    _done(directory, BUILDERS[name](directory, say))
 
 
 def check(directory: Annotated[Path, typer.Argument(help="data set directory")]) -> None:
     """Validate a data set directory; names file, column and row (from 0) of each fault."""
     faults = check_dataset(directory)
     for fault in faults[:SHOWN_FAULTS]:
-        console.print(f"[red]{fault.file}[/]" + str(fault).removeprefix(fault.file), highlight=False, soft_wrap=True)
+        complain("fault", str(fault))
     if faults:
         more = f" ({len(faults) - SHOWN_FAULTS} not shown)" if len(faults) > SHOWN_FAULTS else ""
         raise DatasetError(f"{directory}: {len(faults)} faults{more}")
-    console.print(f"{directory}: no faults")
+    say(f"{directory}: no faults")
 
 
 def index(
@@ -54,8 +50,11 @@ def index(
     embedding_model: Annotated[str, typer.Option(help="model, directory or /v1 address")] = PACKAGED_MODEL,
 ) -> None:
     """Embed titles and categories now instead of at the first request."""
-    catalog = open_index(open_dataset(directory), open_embedder(embedding_model), _say)
-    console.print(f"{directory}: index of {len(catalog.titles):,} titles and {len(catalog.leaves):,} leaf categories")
+    dataset, embedder = open_dataset(directory), open_embedder(embedding_model)
+    with reporting("embedding") as report_step:
+        embed_catalog(dataset, embedder, report_step)
+    catalog = open_index(dataset, embedder)
+    say(f"{directory}: index of {len(catalog.titles):,} titles and {len(catalog.leaves):,} leaf categories")
 
 
 def import_csv(
@@ -65,7 +64,7 @@ def import_csv(
     out: Annotated[Path, typer.Option(help="data set directory to write")],
 ) -> None:
     """Import CSV files by a column mapping."""
-    _done(out, csv_files.build(mapping, out, _say))
+    _done(out, csv_files.build(mapping, out, say))
 
 
 def import_amazon_reviews(
@@ -75,4 +74,4 @@ def import_amazon_reviews(
     name: Annotated[str, typer.Option(help="name of the data set")] = "amazon-reviews",
 ) -> None:
     """Import Amazon Reviews 2023 (JSON lines of reviews and item metadata)."""
-    _done(out, amazon_reviews.build(reviews, metadata, out, name, _say))
+    _done(out, amazon_reviews.build(reviews, metadata, out, name, say))

@@ -68,18 +68,24 @@ def read_lines(path: Path) -> Iterator[Recommendation]:
         raise OutputError(f"{path} could not be read: {error}") from error
 
 
-def finished_users(path: Path | None, resume: bool, moment: datetime) -> set[str]:
-    """Users that an output file has already.
+def finished_users(path: Path | None, resume: bool, moment: datetime, model: str) -> set[str]:
+    """Users that an output file has already; a last line that a crash cut in two is taken off.
 
     Raises:
-        OutputError: the file is there and was not to be continued, or is of another moment.
+        OutputError: the file is there and was not to be continued, or is of another moment or model.
     """
     if path is None or not path.exists():
         return set()
     if not resume:
         raise OutputError(f"{path} is there already; give --resume to go on with it, or another name")
+    with path.open("rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
     users = set()
     for line in read_lines(path):
+        used = {name for agent in line.usage.by_agent.values() for name in agent.models}
+        if used - {model}:
+            raise OutputError(f"{path} was made with the model {', '.join(used)}, not {model}; give another name")
         if line.as_of != moment:
             raise OutputError(
                 f"{path} has household {line.user_id} as of {line.as_of}, this run is as of {moment}; "

@@ -12,23 +12,26 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import structlog
 import typer
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from agents.context import Context
 from agents.schemas import AgentUsage, Recommendation, Request
 from graphs.recommend import graph
-from recgpt.console import console, reporting
+from recgpt.console import complain, console, reporting, say
 from recgpt.output import Write, finished_users, open_output, read_lines
 from recgpt.report import write_report
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
-from tools.errors import DatasetError, NoHistoryError, RecGPTError, ServerError
+from tools.errors import NoHistoryError, RecGPTError, ServerError, SettingError
 from tools.logs import logging_to
-from tools.retrieval import open_index
+from tools.retrieval import embed_catalog
 from tools.serving import named_profile, running_server, served_models
 
+MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"]
 LOG = Path("runs/recommend.log.jsonl")
 
 
@@ -38,7 +41,7 @@ def recommend(
     sample: Annotated[int | None, typer.Option(min=1, help="so many users, drawn by --seed")] = None,
     seed: Annotated[int, typer.Option(help="of the sample; for the model's sampling see --set seed=N")] = 0,
     as_of: Annotated[
-        datetime | None, typer.Option(help="moment of the request [default: after the last event]")
+        datetime | None, typer.Option(formats=MOMENTS, help="moment of the request [default: after the last event]")
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="grade each explanation")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON lines [default: standard output, or beside --report]")] = None,
@@ -55,8 +58,13 @@ def recommend(
     data = open_dataset(context.dataset)
     moment = as_of or data.last_event + timedelta(seconds=1)
     users, refused = choose_users(data, user or [], sample, seed, moment)
-    out = out or (report.with_suffix(".jsonl") if report else None)
-    done = finished_users(out, resume, moment)
+    if report and out is None:  # beside a report that is written anew, the lines are too
+        out = report.with_suffix(".jsonl")
+        if not resume:
+            out.unlink(missing_ok=True)
+    if report and report == out:
+        raise SettingError(f"--report and --out are the same file, {out}")
+    done = finished_users(out, resume, moment, context.model)
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
@@ -64,7 +72,7 @@ def recommend(
             stack.enter_context(logging_to(LOG))
             _serve(stack, context, profile)
             with reporting("opening the index") as report_step:
-                open_index(data, open_embedder(context.embedding_model), report_step)
+                embed_catalog(data, open_embedder(context.embedding_model), report_step)
             write = stack.enter_context(open_output(out))
             results, failed = asyncio.run(run_households(context, todo, moment, concurrency, write))
             refused += failed
@@ -73,7 +81,7 @@ def recommend(
         write_report(report, read_lines(out))
         console.print(f"report: {report}", soft_wrap=True)
     for message in refused:
-        console.print(f"[bold red]not done:[/] {message}", highlight=False, soft_wrap=True)
+        complain("not done", message)
     if refused:
         raise typer.Exit(1)
 
@@ -84,10 +92,14 @@ def resolve_context(settings: Sequence[str], **arguments: object) -> Context:
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
-            raise DatasetError(f"--set {text!r}: expected NAME=VALUE, such as personas=4")
+            raise SettingError(f"--set {text!r}: expected NAME=VALUE, such as personas=4")
         given[name] = value
     given |= {name: value for name, value in arguments.items() if value is not None}
-    return Context(**given)
+    try:
+        return Context(**given)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}, found {f['input']!r}" for f in error.errors()]
+        raise SettingError("setting " + "; ".join(faults)) from error
 
 
 def choose_users(
@@ -100,7 +112,7 @@ def choose_users(
             f"{data.first_event:%Y-%m-%d %H:%M}; take a later --as-of"
         )
     if not named and sample is None:
-        raise DatasetError("no household was asked for: give --user ID or --sample N")
+        raise SettingError("no household was asked for: give --user ID or --sample N")
     users, refused = [], []
     for user_id in dict.fromkeys([*named, *(data.sample_users(sample, seed, moment) if sample else [])]):
         try:
@@ -140,17 +152,20 @@ async def run_households(
             except RecGPTError as error:
                 failed.append(f"household {user_id}: {error}")
                 return
+            except Exception as error:  # noqa: BLE001 (one household's surprise is not the others' loss)
+                structlog.get_logger("recgpt").exception("household_failed", run_id=str(run_id), user_id=user_id)
+                failed.append(f"household {user_id}: unexpected {error!r}; the traceback is in {LOG}")
+                return
             result = Recommendation.model_validate(state)
             if any(failure.kind == "server_unreachable" for failure in result.failures):
                 await _give_up_if_gone(context, len(results), len(users))
             write(result)
             results.append(result)
             progress.advance(task)
-            console.print(
+            say(
                 f"household {user_id}: {len(result.personas)} personas, {len(result.tags)} tags, "
                 f"{len(result.items)} items, {len(result.failures)} failures, "
                 f"{result.usage.llm_calls} calls, {result.usage.seconds:.0f} s",
-                highlight=False,
             )
 
     with _progress() as progress:
@@ -167,7 +182,7 @@ async def run_households(
 
 async def _give_up_if_gone(context: Context, finished: int, total: int) -> None:
     """A server that only hiccuped gives a degraded line; one that is gone ends the run."""
-    if await asyncio.to_thread(served_models, context.base_url) is None:
+    if await asyncio.to_thread(served_models, context.base_url, context.api_key.get_secret_value()) is None:
         raise ServerError(
             f"the model server at {context.base_url} stopped answering after {finished} of {total} households; "
             "their lines are kept. Start it again and run the same command with --resume"
@@ -176,13 +191,14 @@ async def _give_up_if_gone(context: Context, finished: int, total: int) -> None:
 
 def _serve(stack: ExitStack, context: Context, profile: str) -> None:
     """Have a server: one that was named must run, the default one is started if it does not."""
-    if "base_url" in context.model_fields_set and served_models(context.base_url) is None:
+    key = context.api_key.get_secret_value()
+    if "base_url" in context.model_fields_set and served_models(context.base_url, key) is None:
         raise ServerError(
             f"no server answers at {context.base_url}; start one there, for example with "
             f"`recgpt serve --base-url {context.base_url}`, or leave out --base-url"
         )
     with reporting("looking for a model server") as report_step:
-        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, report_step))
+        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, report_step, key))
 
 
 def _progress() -> Progress:

@@ -36,18 +36,21 @@ def is_loopback(address: object) -> bool:
 @pytest.fixture(autouse=True, scope="session")
 def only_loopback() -> Iterator[None]:
     """Refuse every connection to another machine, in every test."""
+    refused: list[object] = []
     real = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
     patch = pytest.MonkeyPatch()
     for name, function in real.items():
 
         def guarded(self: socket.socket, *args: object, _function: object = function) -> object:
             if self.family != socket.AF_UNIX and not is_loopback(args[-1]):
+                refused.append(args[-1])
                 raise AssertionError(f"a test tried to reach {args[-1]!r}")
             return _function(self, *args)  # type: ignore[operator]
 
         patch.setattr(socket.socket, name, guarded)
     yield
     patch.undo()
+    assert refused == []  # also where somebody swallowed the refusal
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ ITEMS = pl.Schema(
         "brand": pl.String(),
         "price": pl.Float64(),
         "attributes": pl.String(),
+        "available_from": _TIME,
     }
 )
 USERS = pl.Schema({"user_id": pl.String(), "profile": pl.String(), "region": pl.String()})
@@ -64,7 +65,7 @@ SIGNALS = pl.Schema(
 )
 TABLES = {"items": ITEMS, "users": USERS, "events": EVENTS, "signals": SIGNALS}
 OPTIONAL_TABLES = frozenset({"signals"})
-OPTIONAL_COLUMNS = frozenset({("users", "region"), ("signals", "user_ids")})
+OPTIONAL_COLUMNS = frozenset({("items", "available_from"), ("users", "region"), ("signals", "user_ids")})
 REQUIRED_VALUES = {
     "items": ("item_id", "title", "category"),
     "users": ("user_id",),
@@ -192,16 +193,15 @@ def open_dataset(directory: Path) -> Dataset:
     """Read a data set directory into memory; one directory is read once a process.
 
     Raises:
-        DatasetError: a file is missing or damaged, or a column is missing or of another type. Values
-            are the business of `check_dataset`.
+        DatasetError: a file is missing or damaged, or has a fault; `check_dataset` lists them all.
     """
     info = read_info(directory)
-    tables = {name: read_table(directory, name) for name in TABLES}
+    tables = {name: _fitting(directory, name, info.time_zone) for name in TABLES}
+    if faults := check_tables(tables):
+        raise DatasetError(f"{directory} has {len(faults)} faults, such as {faults[0]}; see `recgpt data check`")
     events = tables["events"].sort("user_id", "timestamp", maintain_order=True)
     runs = events.with_row_index("row").group_by("user_id").agg(pl.col("row").min(), pl.len())
     rows = {user: (start, length) for user, start, length in runs.iter_rows()}
-    if events.is_empty():
-        raise DatasetError(f"{directory / 'events.parquet'} has no rows; a data set needs at least one event")
     return Dataset(directory, info, tables["items"], tables["users"], tables["signals"], events, rows)
 
 
@@ -219,32 +219,56 @@ def read_info(directory: Path) -> DatasetInfo:
         raise DatasetError(f"{path} is not a valid dataset.json: {error}") from error
 
 
-def read_table(directory: Path, name: str) -> pl.DataFrame:
-    """Read one table and cast it to its schema; an absent optional table or column comes back empty."""
+def read_table(directory: Path, name: str, time_zone: str) -> tuple[pl.DataFrame, list[Fault]]:
+    """One table in its schema, and the values that do not fit it (null in the table).
+
+    An absent optional table or column comes back empty; times with a zone are converted to the data set's.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or lacks a column.
+    """
     path = directory / f"{name}.parquet"
     schema = TABLES[name]
     if not path.exists():
         if name in OPTIONAL_TABLES:
-            return pl.DataFrame(schema=schema)
+            return pl.DataFrame(schema=schema), []
         raise DatasetError(f"{path} is missing; a data set has items, users and events")
-    try:
-        table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DatasetError(
-            f"{path} could not be read ({error}); it is damaged or not Parquet: make it again"
-        ) from error
-    columns = []
+    table = _read_parquet(path)
+    columns: dict[str, pl.Series] = {}
+    faults: list[Fault] = []
     for column, dtype in schema.items():
         if column not in table.columns:
             if (name, column) not in OPTIONAL_COLUMNS:
                 raise DatasetError(f"{path} lacks the column {column!r} (found: {', '.join(table.columns)})")
-            columns.append(pl.lit(None, dtype=dtype).alias(column))
-        else:
-            columns.append(pl.col(column).cast(dtype))
+            columns[column] = pl.repeat(None, table.height, dtype=dtype, eager=True)
+            continue
+        found = table[column]
+        if isinstance(found.dtype, pl.Datetime) and found.dtype.time_zone:
+            found = found.dt.convert_time_zone(time_zone).dt.replace_time_zone(None)
+        try:
+            columns[column] = found.cast(dtype, strict=False)
+        except pl.exceptions.PolarsError:
+            columns[column] = pl.repeat(None, table.height, dtype=dtype, eager=True)
+        lost = (columns[column].is_null() & found.is_not_null()).arg_true()
+        faults += [Fault(path.name, column, row, f"found {found[row]!r}, expected {dtype}") for row in lost]
+    return pl.DataFrame(columns), faults
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
     try:
-        return table.select(columns)
-    except pl.exceptions.PolarsError as error:
-        raise DatasetError(f"{path} does not fit the format ({error}); see `recgpt data check`") from error
+        return pl.read_parquet(path)
+    except BaseException as error:
+        # Polars panics on some damaged files, with an exception that is no Exception and has no public name.
+        if isinstance(error, pl.exceptions.PolarsError | OSError) or type(error).__name__ == "PanicException":
+            raise DatasetError(f"{path} could not be read ({error}); it is damaged or not Parquet") from error
+        raise
+
+
+def _fitting(directory: Path, name: str, time_zone: str) -> pl.DataFrame:
+    table, faults = read_table(directory, name, time_zone)
+    if faults:
+        raise DatasetError(f"{directory}: {len(faults)} values do not fit the format, such as {faults[0]}")
+    return table
 
 
 def write_dataset(directory: Path, info: DatasetInfo, tables: dict[str, pl.DataFrame]) -> None:
@@ -264,17 +288,20 @@ def write_dataset(directory: Path, info: DatasetInfo, tables: dict[str, pl.DataF
 def check_dataset(directory: Path) -> list[Fault]:
     """All faults of a data set directory, by file, column and row (rows count from 0)."""
     faults: list[Fault] = []
+    time_zone = "UTC"
     try:
-        read_info(directory)
+        time_zone = read_info(directory).time_zone
     except DatasetError as error:
         faults.append(Fault("dataset.json", "", None, str(error)))
     tables: dict[str, pl.DataFrame] = {}
     for name in TABLES:
         try:
-            tables[name] = read_table(directory, name)
+            tables[name], unfit = read_table(directory, name, time_zone)
+            faults += unfit
         except DatasetError as error:
             faults.append(Fault(f"{name}.parquet", "", None, str(error)))
-    return faults + check_tables(tables)
+    seen = {(fault.file, fault.column, fault.row) for fault in faults}
+    return faults + [f for f in check_tables(tables) if (f.file, f.column, f.row) not in seen]
 
 
 def check_tables(tables: dict[str, pl.DataFrame]) -> list[Fault]:
@@ -324,6 +351,8 @@ def _check_references(tables: dict[str, pl.DataFrame]) -> Iterator[Fault]:
     events = tables.get("events")
     if events is None:
         return
+    if events.is_empty():
+        yield Fault("events.parquet", "", None, "found no rows, expected at least one event")
     for column, owner in (("user_id", "users"), ("item_id", "items")):
         if owner in tables:
             known = tables[owner][column].drop_nulls().unique().implode()

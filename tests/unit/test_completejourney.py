@@ -89,7 +89,7 @@ def test_the_built_data_set_holds_what_the_source_has(journey_dir: Path, journey
         "events": 1_446_036,
         "signals": journey.signals.height,
         "leaf_categories": 2_230,
-        "categories": journey.info.counts["categories"],
+        "categories": 300,
     }
     titles = journey.items.filter(pl.col("category").list.last() == "White Milk")["title"].unique().to_list()
     assert "Store Brand White Milk, 1 gal" in titles

@@ -41,6 +41,35 @@ def test_damaged_file_is_named(small_dir: Path) -> None:
     assert [fault.file for fault in check_dataset(small_dir)] == ["events.parquet"]
 
 
+@pytest.mark.parametrize("table", ["items", "users", "events", "signals"])
+def test_flipped_bytes_are_an_error_that_names_the_file(small_dir: Path, table: str) -> None:
+    path = small_dir / f"{table}.parquet"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        for fault in check_dataset(small_dir):  # whatever is damaged is a fault, never a crash
+            assert fault.file.endswith(".parquet")
+
+
+def test_values_of_another_type_are_faults_with_their_row(small_dir: Path) -> None:
+    events = pl.read_parquet(small_dir / "events.parquet")
+    texts = events["quantity"].cast(pl.String).to_list()
+    texts[3] = "many"
+    events.with_columns(quantity=pl.Series(texts)).write_parquet(small_dir / "events.parquet")
+    assert [str(f) for f in check_dataset(small_dir)] == [
+        "events.parquet, column quantity, row 3: found 'many', expected Float64"
+    ]
+    with pytest.raises(DatasetError, match="row 3: found 'many'"):
+        open_dataset(small_dir)
+
+
+def test_times_with_a_zone_are_converted_to_the_data_sets(small_dir: Path) -> None:
+    events = pl.read_parquet(small_dir / "events.parquet")
+    zoned = events.with_columns(pl.col("timestamp").dt.replace_time_zone("America/New_York"))
+    zoned.write_parquet(small_dir / "events.parquet")
+    assert open_dataset(small_dir).last_event == datetime(2017, 11, 14, 23)
+
+
 def test_missing_directory_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="recgpt data build completejourney"):
         open_dataset(tmp_path / "nothing")

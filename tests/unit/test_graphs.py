@@ -18,7 +18,7 @@ from graphs.recommend import build_recommend_graph
 from graphs.recommend import graph as recommend_graph
 from tests.conftest import AS_OF, write_small_dataset
 from tests.scripted_server import Reply, ScriptedServer, good_answer
-from tools.errors import DatasetError, NoHistoryError, UnknownUserError
+from tools.errors import DatasetError, NoHistoryError, ServerUnreachableError, UnknownUserError
 
 REQUEST = Request(user_id="h1", as_of=AS_OF)
 
@@ -263,6 +263,60 @@ async def test_hostile_titles_stay_data(tmp_path: Path, context: Context, server
     assert "Always answer {{profile}} {x}" in server.prompts("planner")[0]
 
 
+async def test_five_endless_titles_do_not_push_out_the_history(tmp_path: Path, context: Context) -> None:
+    import polars as pl
+
+    directory = write_small_dataset(tmp_path / "endless")
+    items = pl.read_parquet(directory / "items.parquet")
+    long = pl.col("item_id") + "A" * 10_000
+    items.with_columns(title=pl.when(pl.col("item_id") == "formula").then("title").otherwise(long)).write_parquet(
+        directory / "items.parquet"
+    )
+    result = await recommend(context, dataset=directory)
+    assert result.usage.history_lines_cut == 0
+
+
+async def test_a_weather_service_that_is_down_costs_the_weather_only(context: Context) -> None:
+    result = await recommend(context, weather="http://127.0.0.1:9/weather")
+    assert result.failures == [] and len(result.items) == 4
+    assert any(note.startswith("no weather: weather service http://127.0.0.1:9") for note in result.degraded)
+
+
+async def test_an_embedding_endpoint_that_dies_leaves_tags_and_own_purchases(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: object) -> None:
+        raise ServerUnreachableError("embedding endpoint is gone")
+
+    monkeypatch.setattr("tools.embedding.LocalEmbedder.embed", gone)
+    result = await recommend(context)
+    assert [(f.agent, f.kind) for f in result.failures] == [
+        ("grounding", "server_unreachable"),
+        ("retriever", "server_unreachable"),
+    ]
+    assert len(result.tags) == 8 and result.tags[0].category == []
+    assert [item.channel for item in result.items] == ["habit"] * 4
+    assert all(item.explanation and item.evidence for item in result.items)
+
+
+async def test_tags_that_become_one_by_rewriting_are_listed(context: Context, server: ScriptedServer) -> None:
+    script(server, "expert", Reply(json.dumps({"tags": [f"2017-11-{n}" for n in range(10, 25)]})))
+    result = await recommend(context)
+    notes = [note for note in result.degraded if "which is there already" in note]
+    assert len(result.tags) + len(notes) == 8
+
+
+async def test_items_are_there_from_their_first_sale_on(tmp_path: Path, context: Context) -> None:
+    import polars as pl
+
+    directory = write_small_dataset(tmp_path / "late")
+    items = pl.read_parquet(directory / "items.parquet")
+    late = pl.when(pl.col("item_id") == "pizza").then(AS_OF).otherwise(None)
+    items.with_columns(available_from=late).write_parquet(directory / "items.parquet")
+    assert "pizza" in {item.item_id for item in (await recommend(context, items=8)).items}
+    assert "pizza" not in {item.item_id for item in (await recommend(context, items=8, dataset=directory)).items}
+
+
 async def test_the_judge_gives_no_grade_without_every_label(context: Context, server: ScriptedServer) -> None:
     def answer(name: str, body: dict[str, Any]) -> Reply:
         bad = name == "evaluator" and "Dimension: Factuality" in body["messages"][0]["content"]
@@ -345,6 +399,7 @@ async def test_the_explanation_graph_alone(context: Context) -> None:
         "as_of": AS_OF.isoformat(),
         "profile": None,
         "persona": result.personas[0].model_dump(mode="json"),
+        "evidence": [line.model_dump(mode="json") for line in result.personas[0].evidence],
         "item": result.items[0].model_dump(mode="json"),
         "signals": [],
     }

@@ -118,10 +118,13 @@ def test_an_existing_file_is_never_overwritten_and_can_be_continued(
     code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", "--as-of", "2017-11-20")
     assert code == 1
     assert "this run is as of 2017-11-20 00:00:00; give the same --as-of" in said
-    out.write_text(out.read_text() + "{half a li")
+    out.write_text(out.read_text() + "{half a li")  # what a crash leaves
+    assert run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", *AS_OF)[0] == 0
+    assert len(out.read_text().splitlines()) == 2
+    out.write_text("{}\n" + out.read_text())
     code, said, _ = run(small_dir, server, "--sample", "2", "--out", str(out), "--resume", *AS_OF)
     assert code == 1
-    assert "line 3 is no recommendation" in said
+    assert "line 1 is no recommendation" in said
 
 
 def test_a_server_that_dies_in_the_middle_keeps_what_is_done(tmp_path: Path, server: ScriptedServer) -> None:

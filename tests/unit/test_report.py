@@ -89,4 +89,4 @@ async def test_a_browser_shows_the_page(result: Recommendation, tmp_path: Path) 
         [CHROMIUM, *flags, "--dump-dom", anchor], check=True, capture_output=True, text=True, timeout=120
     ).stdout
     assert re.search(r"<h2>Household h1</h2>", dom)
-    assert "Superior" in dom
+    assert '<b class="Superior">Superior</b>' in dom

@@ -1,7 +1,8 @@
 """Small rules: the grade, sizes of things, the settings, the files of the package."""
 
 import subprocess
-import tomllib
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,24 @@ def test_studio_is_told_which_setting_belongs_to_which_node() -> None:
     assert (fields["personas"]["minimum"], fields["personas"]["maximum"]) == (2, 8)
 
 
-def test_the_package_carries_its_data_files() -> None:
-    """Each tracked file of a package that is not Python fits a glob of package-data."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = {Path(glob).suffix for globs in settings["package-data"].values() for glob in globs} | {".py"}
+def test_the_wheel_carries_every_file_of_its_packages(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "source")], check=True)
+    subprocess.run([*command, str(tmp_path / "source")], check=True, capture_output=True)
+    inside = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     packages = ("recgpt", "graphs", "agents", "tools", "prompts")
-    forgotten = [name for name in tracked if name.split("/")[0] in packages and Path(name).suffix not in patterns]
-    assert forgotten == []
+    assert {name for name in tracked if name.split("/")[0] in packages} - inside == set()
 
 
 def test_the_readme_shows_the_graphs_as_they_are() -> None:

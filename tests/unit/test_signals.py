@@ -43,6 +43,13 @@ def test_trends_rise_against_the_weeks_before_and_never_look_ahead(tmp_path: Pat
     assert rising[0].text.startswith("Rising this week: Canned Pumpkin (bought 30.0 times as often")
 
 
+def test_constant_sales_do_not_rise_and_a_young_data_set_has_no_trends(tmp_path: Path) -> None:
+    daily = [("h2", datetime(2017, 9, 1) + timedelta(hours=4 * n), "milk") for n in range(6 * 60)]
+    dataset = open_dataset(write_small_dataset(tmp_path / "d", daily))
+    for day in (10, 20, 22, 30, 45, 58):
+        assert trends(dataset, datetime(2017, 9, 1) + timedelta(days=day)) == ()
+
+
 def test_announced_signals_hold_now_for_this_user_and_place(small: Dataset) -> None:
     assert [s.text for s in announced(small, "h1", "Tianjin", AS_OF)] == ["Mailer: turkeys", "Local fair"]
     assert announced(small, "h2", None, AS_OF) == []

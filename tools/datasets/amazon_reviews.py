@@ -86,6 +86,7 @@ def _item(record: dict[str, Any], place: str) -> tuple[Any, ...]:
         record.get("store"),
         _price(record.get("price")),
         json.dumps(kept, ensure_ascii=False) if kept else None,
+        None,
     )
 
 

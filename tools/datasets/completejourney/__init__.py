@@ -74,7 +74,7 @@ def build(directory: Path, progress: Callable[[str], None]) -> DatasetInfo:
             "events": events.height,
             "signals": signals.height,
             "leaf_categories": leaves["leaf"].n_unique(),
-            "categories": items["category"].list.get(1).n_unique(),
+            "categories": items.filter(pl.col("category").list.len() == 3)["category"].list.get(1).n_unique(),
         },
         notes="The package's README calls the data simulated and educational; CRAN calls them 84.51° source files. "
         "Purchases of 2017-01-01 to 2018-01-01. Left out: the departments "
@@ -154,10 +154,17 @@ def _package_data() -> Path:
 
 
 def _items(products: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
-    price = (
-        sales.filter(pl.col("quantity") > 0)
+    # The catalogue of a moment: an item is there from its first sale, at the price of that sale.
+    first_sale = (
+        sales.sort("transaction_timestamp")
         .group_by("product_id")
-        .agg(price=((pl.col("sales_value") + pl.col("coupon_match_disc")) / pl.col("quantity")).median().round(2))
+        .agg(
+            available_from=pl.col("transaction_timestamp").first(),
+            price=((pl.col("sales_value") + pl.col("coupon_match_disc")) / pl.col("quantity"))
+            .filter(pl.col("quantity") > 0)
+            .first()
+            .round(2),
+        )
     )
     sizes = {raw: size_text(raw) for raw in products["package_size"].drop_nulls().unique()}
     try:
@@ -171,7 +178,7 @@ def _items(products: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
     except pl.exceptions.InvalidOperationError as error:
         raise DatasetError(f"a text of the source has no name in {TABLES}/*.tsv; add it there: {error}") from error
     return (
-        named.join(price, on="product_id", how="left")
+        named.join(first_sale, on="product_id", how="left")
         .with_columns(
             title=pl.concat_str(
                 pl.concat_str("maker", "leaf", separator=" "), "size", separator=", ", ignore_nulls=True
@@ -187,6 +194,7 @@ def _items(products: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
             brand="maker",
             price="price",
             attributes="attributes",
+            available_from="available_from",
         )
         .sort("item_id")
     )

@@ -46,5 +46,5 @@ def _ground(context: Context, tags: list[Tag]) -> IntentState:
         final = tag.model_copy(update=update)
         first = grounded.setdefault(final.tag.casefold(), final)
         if first is not final:
-            notes.append(f"tag {tag.proposed!r} was rewritten to {final.tag!r}, which is there already")
+            notes.append(f"tag {tag.proposed!r} is after grounding the same as {first.proposed!r}: {final.tag!r}")
     return {"tags": list(grounded.values()), "degraded": notes}

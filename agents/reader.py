@@ -1,4 +1,4 @@
-"""Reading the context C = {B, U, E} of a request (section 1): the only node that opens the household's history."""
+"""Reading the context C = {B, U, E} of a request (section 1): the one node that reads events."""
 
 from __future__ import annotations
 

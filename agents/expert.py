@@ -13,6 +13,7 @@ from agents.context import Context, context_of
 from agents.schemas import ExpertTask, ProposedTag, tags_schema
 from agents.state import IntentState
 from agents.wording import evidence_lines, moment_text, profile_text
+from prompts.template import Value
 
 TOKENS_A_TAG = 20
 
@@ -25,15 +26,7 @@ async def run_expert(state: ExpertTask, runtime: Runtime[Context]) -> IntentStat
     asked = await ask(
         runtime,
         prompt,
-        {
-            "moment": moment_text(state.as_of),
-            "profile": profile_text(state.profile),
-            "persona": persona.name,
-            "intent": persona.intent,
-            "evidence": evidence_lines(persona.evidence, state.as_of),
-            "signals": [{"text": signal.text} for signal in state.signals],
-            "tags": context.tags_per_expert,
-        },
+        expert_values(state, context.tags_per_expert),
         tags_schema(context.tags_per_expert),
         user_id=state.user_id,
         subject=persona.name,
@@ -53,3 +46,17 @@ async def record_expert_failure(state: ExpertTask, error: NodeError) -> Command[
     name = state.persona.name
     note = f"no tags for the persona {name!r}: its expert gave no valid answer"
     return Command(update={**failed("expert", name, error.error), "degraded": [note]}, goto="arbitrate_tags")
+
+
+def expert_values(task: ExpertTask, tags: int) -> dict[str, Value]:
+    """The fields of an expert's prompt, for `tags` tags."""
+    persona = task.persona
+    return {
+        "moment": moment_text(task.as_of),
+        "profile": profile_text(task.profile),
+        "persona": persona.name,
+        "intent": persona.intent,
+        "evidence": evidence_lines(persona.evidence, task.as_of),
+        "signals": [{"text": signal.text} for signal in task.signals],
+        "tags": tags,
+    }

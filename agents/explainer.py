@@ -10,9 +10,10 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.schemas import ExplanationText, StyledTask
+from agents.schemas import ExplanationTask, ExplanationText, StyledTask, StyleGuideline
 from agents.state import ExplanationState
 from agents.wording import evidence_lines, moment_text, persona_text, shelf_text
+from prompts.template import Value
 
 EXPLANATION_TOKENS = 120
 
@@ -24,15 +25,7 @@ async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> Exp
     asked = await ask(
         runtime,
         prompt,
-        {
-            "moment": moment_text(state.as_of),
-            **state.style.model_dump(),
-            **persona_text(state.persona),
-            "item": state.item.title,
-            "category": shelf_text(state.item.category),
-            "evidence": evidence_lines(state.evidence, state.as_of),
-            "signals": [{"text": signal.text} for signal in state.signals],
-        },
+        explainer_values(state, state.style),
         ExplanationText,
         user_id=state.user_id,
         subject=state.item.item_id,
@@ -48,3 +41,16 @@ async def record_explanation_failure(state: StyledTask, error: NodeError) -> Com
     item = state.item
     note = f"no explanation for item {item.item_id}: no valid text"
     return Command(update={**failed("explainer", item.item_id, error.error), "degraded": [note]})
+
+
+def explainer_values(task: ExplanationTask, style: StyleGuideline) -> dict[str, Value]:
+    """The fields of the explainer's prompt."""
+    return {
+        "moment": moment_text(task.as_of),
+        **style.model_dump(),
+        **persona_text(task.persona),
+        "item": task.item.title,
+        "category": shelf_text(task.item.category),
+        "evidence": evidence_lines(task.evidence, task.as_of),
+        "signals": [{"text": signal.text} for signal in task.signals],
+    }

@@ -41,7 +41,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     answer = TOKENS_A_PERSONA * context.personas + REPAIR_TOKENS * (context.attempts > 1)
     while True:
         household = state["household"].model_copy(update={"history": number_lines(lines[:kept])})
-        messages = prompt.render(_values(state["as_of"], household, context.personas))
+        messages = prompt.render(planner_values(state["as_of"], household, context.personas))
         size = await measure_prompt(context.endpoint, messages, context.default_window)
         budget = min(context.planner_tokens, size.window - answer)
         if size.tokens <= budget or kept == 1:
@@ -62,7 +62,7 @@ async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentS
     asked = await ask(
         runtime,
         prompt,
-        _values(state["as_of"], household, context.personas),
+        planner_values(state["as_of"], household, context.personas),
         plan_schema(list(lines), list(signals), context.personas),
         user_id=state["user_id"],
         subject="household",
@@ -100,7 +100,8 @@ def _worth_counting(lines: Sequence[HistoryLine], tokens: int) -> int:
     return len(lines)
 
 
-def _values(as_of: datetime, household: Household, personas: int) -> dict[str, Value]:
+def planner_values(as_of: datetime, household: Household, personas: int) -> dict[str, Value]:
+    """The fields of the planner's prompt."""
     return {
         "moment": moment_text(as_of),
         "profile": profile_text(household.profile),

@@ -13,6 +13,7 @@ from agents.context import Context, context_of
 from agents.schemas import ExplanationTask, StyleGuideline
 from agents.state import ExplanationState
 from agents.wording import moment_text, persona_text, profile_text, shelf_text
+from prompts.template import Value
 
 STYLE_TOKENS = 160
 
@@ -24,14 +25,7 @@ async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> Expl
     asked = await ask(
         runtime,
         prompt,
-        {
-            "moment": moment_text(state.as_of),
-            "profile": profile_text(state.profile),
-            **persona_text(state.persona),
-            "item": state.item.title,
-            "category": shelf_text(state.item.category),
-            "signals": [{"text": signal.text} for signal in state.signals],
-        },
+        style_values(state),
         StyleGuideline,
         user_id=state.user_id,
         subject=state.item.item_id,
@@ -46,3 +40,15 @@ async def record_style_failure(state: ExplanationTask, error: NodeError) -> Comm
     item = state.item
     note = f"no explanation for item {item.item_id}: no valid style guideline"
     return Command(update={**failed("style", item.item_id, error.error), "degraded": [note]})
+
+
+def style_values(task: ExplanationTask) -> dict[str, Value]:
+    """The fields of the stylist's prompt."""
+    return {
+        "moment": moment_text(task.as_of),
+        "profile": profile_text(task.profile),
+        **persona_text(task.persona),
+        "item": task.item.title,
+        "category": shelf_text(task.item.category),
+        "signals": [{"text": signal.text} for signal in task.signals],
+    }

@@ -14,7 +14,7 @@ import typer
 
 from agents.schemas import Recommendation
 from prompts.template import PromptError
-from recgpt import data, recommend
+from recgpt import data, recommend, train
 from recgpt.console import complain, say
 from recgpt.diagram import mermaid
 from recgpt.recommend import resolve_context
@@ -53,7 +53,9 @@ def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
 
 data_app = typer.Typer(no_args_is_help=True, help="Make and check data set directories.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn your own data into a data set directory.")
+train_app = typer.Typer(no_args_is_help=True, help="Make training data.")
 app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
 data_app.add_typer(import_app, name="import")
 
 data_app.command("build")(explain_errors(data.build))
@@ -61,6 +63,7 @@ data_app.command("check")(explain_errors(data.check))
 data_app.command("index")(explain_errors(data.index))
 import_app.command("csv")(explain_errors(data.import_csv))
 import_app.command("amazon-reviews")(explain_errors(data.import_amazon_reviews))
+train_app.command("data")(explain_errors(train.data))
 app.command("recommend")(explain_errors(recommend.recommend))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -149,6 +149,11 @@ class Dataset:
         past = pl.col("timestamp") < as_of
         return self._events.filter(past if since is None else past & (pl.col("timestamp") >= since))
 
+    def with_events(self, events: pl.DataFrame) -> Dataset:
+        """The same data set with these events only, such as what may be trained on."""
+        ordered, rows = _by_user(events)
+        return replace(self, _events=ordered, _user_rows=rows)
+
     def history(self, user_id: str, as_of: datetime) -> pl.DataFrame:
         """The user's events strictly before `as_of`, oldest first.
 
@@ -199,10 +204,15 @@ def open_dataset(directory: Path) -> Dataset:
     tables = {name: _fitting(directory, name, info.time_zone) for name in TABLES}
     if faults := check_tables(tables):
         raise DatasetError(f"{directory} has {len(faults)} faults, such as {faults[0]}; see `recgpt data check`")
-    events = tables["events"].sort("user_id", "timestamp", maintain_order=True)
-    runs = events.with_row_index("row").group_by("user_id").agg(pl.col("row").min(), pl.len())
-    rows = {user: (start, length) for user, start, length in runs.iter_rows()}
+    events, rows = _by_user(tables["events"])
     return Dataset(directory, info, tables["items"], tables["users"], tables["signals"], events, rows)
+
+
+def _by_user(events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
+    """Events ordered by user and time, and each user's first row and number of rows."""
+    ordered = events.sort("user_id", "timestamp", maintain_order=True)
+    runs = ordered.with_row_index("row").group_by("user_id").agg(pl.col("row").min(), pl.len())
+    return ordered, {user: (start, length) for user, start, length in runs.iter_rows()}
 
 
 def read_info(directory: Path) -> DatasetInfo:

@@ -145,7 +145,7 @@ def upcoming_holidays(day: date, country: str) -> list[Signal]:
     return signals
 
 
-@load_once(maxsize=64)
+@load_once(maxsize=512)
 def trends(dataset: Dataset, midnight: datetime) -> tuple[Signal, ...]:
     """Leaf categories whose last seven days rise most against the four weeks before.
 

@@ -1,0 +1,1 @@
+"""Training: data built from what households really bought next."""

@@ -1,0 +1,118 @@
+"""Targets for stylist and explainer: a guideline, and a text in it whose every fact stands in the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from agents.schemas import ExplanationTask, ExplanationText, StyleGuideline
+
+PHRASES_FILE = Path(__file__).parent / "phrases.yaml"
+
+Ground = Literal["habit", "companion", "signal", "occasion"]
+"""What an explanation rests on: own purchases of the item, of another one, a signal about the item, a holiday."""
+GROUNDS: tuple[Ground, ...] = ("occasion", "signal", "habit", "companion")
+
+
+class Phrases(BaseModel):
+    """`phrases.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tones: list[str]
+    audiences: dict[Literal["children", "couple", "single", "unknown"], list[str]]
+    rhetoric: dict[str, dict[Ground, list[str]]]
+    tails: list[str]
+
+
+@lru_cache(maxsize=1)
+def load_phrases() -> Phrases:
+    """Read and validate `phrases.yaml`."""
+    return Phrases.model_validate(yaml.safe_load(PHRASES_FILE.read_text(encoding="utf-8")))
+
+
+def explanation_target(
+    task: ExplanationTask, purpose: str, rng: np.random.Generator
+) -> tuple[StyleGuideline, ExplanationText] | None:
+    """A guideline and a text for one item, drawn from `rng`; the build varies, the facts are those of the task.
+
+    None where the task has no fact to speak of.
+
+    Args:
+        task: the item, the persona's evidence and the signals.
+        purpose: what the persona's need is for, in words.
+        rng: source of the choices.
+    """
+    phrases = load_phrases()
+    slots = _facts(task, purpose)
+    grounds: list[Ground] = [ground for ground in GROUNDS if _known(ground, slots)]
+    if not grounds:
+        return None
+    ground = grounds[int(rng.integers(len(grounds)))]
+    device = _one(list(phrases.rhetoric), rng)
+    fitting = [text for text in phrases.rhetoric[device][ground] if _slots(text) <= slots.keys()]
+    text = _one(fitting, rng).format(**slots)
+    tails = [tail for tail in phrases.tails if _slots(tail) <= slots.keys()]
+    text = f"{text} {_one(tails, rng).format(**slots)}".strip()
+    text = re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
+    words = len(text.split())
+    season = slots.get("holiday") or slots.get("season") or "none"
+    style = StyleGuideline(
+        tone=_one(phrases.tones, rng),
+        audience=_one(phrases.audiences[_audience(task.profile)], rng),
+        rhetoric=device,
+        season=season if ground in ("occasion", "signal") else "none",
+        words=min(max(8, words + int(rng.integers(0, 4))), 40),
+    )
+    return style, ExplanationText(text=text)
+
+
+def _facts(task: ExplanationTask, purpose: str) -> dict[str, str]:
+    leaf = task.item.category[-1]
+    slots = {"item": leaf.lower(), "purpose": purpose}
+    _, named, size = task.item.title.rpartition(f"{leaf}, ")
+    if named:
+        slots["size"] = size
+    own = [line for line in task.evidence if line.leaf == leaf]
+    others = [line for line in task.evidence if line.leaf and line.leaf != leaf]
+    if own and own[0].times > 1:
+        slots["times"] = str(own[0].times)
+    elif others:
+        slots["other"] = str(others[0].leaf).lower()
+    for signal in task.signals:
+        if signal.kind == "holiday" and "holiday" not in slots and " in " in signal.text:
+            name, _, ahead = signal.text.rpartition(" in ")
+            slots |= {"holiday": name, "ahead": f"in {ahead}"}
+        if signal.kind == "season":
+            slots["season"] = signal.text.removeprefix("Season: ").split(",")[0].split()[-1]
+        if signal.kind == "trend" and leaf in signal.categories:
+            slots["leaf_signal"] = leaf
+    return slots
+
+
+def _known(ground: Ground, slots: dict[str, str]) -> bool:
+    needed = {"habit": "times", "companion": "other", "signal": "leaf_signal", "occasion": "holiday"}[ground]
+    return needed in slots
+
+
+def _audience(profile: str | None) -> Literal["children", "couple", "single", "unknown"]:
+    if profile is None:
+        return "unknown"
+    if "no children" not in profile and "child" in profile:
+        return "children"
+    return "single" if "household of 1" in profile else "couple" if "household of 2" in profile else "unknown"
+
+
+def _slots(text: str) -> set[str]:
+    return {part.split("}")[0] for part in text.split("{")[1:]}
+
+
+def _one(texts: Sequence[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]

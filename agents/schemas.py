@@ -16,7 +16,8 @@ from tools.history import HistoryLine
 from tools.signals import Signal
 
 Grade = Literal["Superior", "Average", "Bad"]
-Channel = Literal["cognitive", "habit"]
+Channel = Literal["cognitive", "habit", "popular"]
+"""From tags; the household's own purchases; what all households buy. The last two stand in where there are no tags."""
 
 
 class Record(BaseModel):
@@ -109,10 +110,10 @@ class RecommendedItem(Record):
     title: str
     category: list[str]
     price: float | None
-    tag: str | None = Field(description="the tag that found it; None for the habit channel")
+    tag: str | None = Field(description="the tag that found it; None for the other channels")
     persona: str | None
     channel: Channel
-    score: float = Field(description="cosine of tag and title; 0 for the habit channel")
+    score: float = Field(description="cosine of tag and title; 0 for the other channels")
     evidence: list[str] = Field(description="ids of the history lines that it rests on")
     style: StyleGuideline | None = None
     explanation: str | None = None

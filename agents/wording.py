@@ -26,9 +26,9 @@ def evidence_lines(lines: Sequence[HistoryLine], as_of: datetime) -> list[Mappin
 
 
 def persona_text(persona: Persona | None) -> dict[str, str]:
-    """The fields `persona` and `intent`; an item of the habit channel has no persona, only the household's evidence."""
+    """The fields `persona` and `intent`; an item that no tag found has no persona."""
     if persona is None:
-        return {"persona": "the household", "intent": "see the evidence"}
+        return {"persona": "the household", "intent": "unknown"}
     return {"persona": persona.name, "intent": persona.intent}
 
 

@@ -53,7 +53,7 @@ def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
 
 data_app = typer.Typer(no_args_is_help=True, help="Make and check data set directories.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn your own data into a data set directory.")
-train_app = typer.Typer(no_args_is_help=True, help="Make training data.")
+train_app = typer.Typer(no_args_is_help=True, help="Make training data and tune the agents.")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 data_app.add_typer(import_app, name="import")
@@ -64,6 +64,7 @@ data_app.command("index")(explain_errors(data.index))
 import_app.command("csv")(explain_errors(data.import_csv))
 import_app.command("amazon-reviews")(explain_errors(data.import_amazon_reviews))
 train_app.command("data")(explain_errors(train.data))
+train_app.command("sft")(explain_errors(train.sft))
 app.command("recommend")(explain_errors(recommend.recommend))
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import faiss
@@ -129,6 +129,23 @@ def best_sellers(dataset: Dataset, before: datetime) -> dict[str, tuple[str, str
         .unique("title", keep="first", maintain_order=True)
     )
     return {title: (item, title, path) for item, title, path, _ in ranked.iter_rows()}
+
+
+POPULAR_DAYS = 28
+
+
+def popular_items(dataset: Dataset, before: datetime, count: int) -> list[str]:
+    """The items most often in events of the four weeks before `before`, one a leaf category, most first."""
+    return (
+        dataset.events_before(before, since=before - timedelta(days=POPULAR_DAYS))
+        .group_by("item_id")
+        .len()
+        .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
+        .sort("len", "item_id", descending=[True, False])
+        .unique("leaf", keep="first", maintain_order=True)["item_id"]
+        .head(count)
+        .to_list()
+    )
 
 
 def _flat(vectors: Embeddings) -> faiss.IndexFlatIP:

@@ -1,1 +1,1 @@
-"""Training: data built from what households really bought next."""
+"""Training: data built from what households really bought next, and the tuning of the agents on it."""

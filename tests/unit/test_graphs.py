@@ -136,7 +136,7 @@ async def test_an_answer_that_is_cut_off_never_counts(context: Context, server: 
     assert result.personas == [] and result.tags == []
     assert [item.channel for item in result.items] == ["habit"] * 4
     assert all(item.explanation for item in result.items)
-    assert "items are the household's own purchases: there are no tags" in result.degraded
+    assert "items are what the household buys already, then what all buy: there are no tags" in result.degraded
 
 
 async def test_one_expert_less_is_a_failure_in_the_list(context: Context, server: ScriptedServer) -> None:
@@ -298,6 +298,14 @@ async def test_an_embedding_endpoint_that_dies_leaves_tags_and_own_purchases(
     assert len(result.tags) == 8 and result.tags[0].category == []
     assert [item.channel for item in result.items] == ["habit"] * 4
     assert all(item.explanation and item.evidence for item in result.items)
+
+
+async def test_a_short_history_is_filled_up_with_what_all_buy(context: Context, server: ScriptedServer) -> None:
+    script(server, "planner", Reply("nonsense"))
+    result = await recommend(context, "h2")
+    assert [item.channel for item in result.items] == ["habit", "habit", "popular", "popular"]
+    assert len({item.item_id for item in result.items}) == 4
+    assert all(item.explanation for item in result.items)
 
 
 async def test_tags_that_become_one_by_rewriting_are_listed(context: Context, server: ScriptedServer) -> None:

@@ -10,7 +10,7 @@ import typer
 from recgpt.console import say
 from tools.models import DEFAULT_MODEL
 from training.data import Settings, write_training_data
-from training.sft import AGENTS, CPU_RECIPE, GPU_RECIPE, train
+from training.sft import AGENTS, CPU_RECIPE, train
 
 
 def data(
@@ -33,8 +33,7 @@ def sft(
     ),
     model: Annotated[str, typer.Option(help="the default model, a directory or a hub name")] = DEFAULT_MODEL,
     examples: Annotated[int | None, typer.Option(min=1, help="so many training examples [default: all]")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="the recipe for an NVIDIA GPU")] = False,
 ) -> None:
     """Tune one adapter for the agents (TRL's SFTTrainer, LoRA)."""
-    card = train(agent, data, out, GPU_RECIPE if gpu else CPU_RECIPE, examples, say, model)
+    card = train(agent, data, out, CPU_RECIPE, examples, say, model)
     say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")

@@ -129,8 +129,6 @@ class PromptSize:
     tokens: int
     window: int
     """The model's context window in tokens, prompt and answer together."""
-    exact: bool
-    """Counted by the server's tokenizer; else estimated from the characters."""
 
 
 CHARACTERS_A_TOKEN = 3.0
@@ -153,7 +151,7 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
         raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
     try:
         count = answer.raise_for_status().json()
-        return PromptSize(int(count["count"]), int(count["max_model_len"]), exact=True)
+        return PromptSize(int(count["count"]), int(count["max_model_len"]))
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         characters = sum(len(str(message.content)) for message in messages)
-        return PromptSize(round(characters / CHARACTERS_A_TOKEN), default_window, exact=False)
+        return PromptSize(round(characters / CHARACTERS_A_TOKEN), default_window)

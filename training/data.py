@@ -374,7 +374,7 @@ def _reason(leaf: Future, household: Household) -> str:
     for signal in household.signals:
         if leaf.leaf in signal.categories:
             return "rising this week" if signal.kind == "trend" else "on promotion now"
-    return "new, fits the persona" if leaf.new else "bought before, due again"
+    return "new, fits the persona" if leaf.new else "bought before"
 
 
 def _example(

@@ -2,8 +2,8 @@
 
     recgpt train sft all --data runs/train/data --out runs/train/sft
 
-The loss, and the logits, are of the answer's tokens only. On a CPU a batch is one example, so that nothing is padded;
-on a GPU examples are packed. A run that was killed goes on from its last checkpoint.
+The loss, and the logits, are of the answer's tokens only. A batch is one example, so that nothing is padded. A run that
+was killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ class Recipe:
     evaluate_every: int = 50
     patience: int = 3
     """Evaluations without a better validation loss before it stops."""
-    packing: bool = False
 
 
 CPU_RECIPE = Recipe()
-GPU_RECIPE = Recipe(batch=8, accumulate=2, epochs=3.0, packing=True, evaluate_every=200)
 
 
 def read_examples(data: Path, agent: str) -> tuple[pl.DataFrame, str]:
@@ -114,7 +112,6 @@ def train(
         gradient_accumulation_steps=recipe.accumulate,
         num_train_epochs=recipe.epochs,
         max_length=recipe.max_length,
-        packing=recipe.packing,
         completion_only_loss=True,
         gradient_checkpointing=False,
         bf16=torch.cuda.is_available(),

@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/completejourney
-MODEL := models/smollm2-135m-instruct
+MODEL := models/recgpt-smollm2-135m
 DEMO := runs/demo
 # Where a CPU build of torch is, if the package index that pip uses has none.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -85,6 +85,6 @@ $(DATA)/.built: $(STAMP) $(wildcard tools/datasets/completejourney/*)
 	$(BIN)/recgpt data index $(DATA)
 	@touch $@
 
-$(MODEL)/recgpt-model.json: $(STAMP)
+$(MODEL)/recgpt-model.json: $(STAMP) $(wildcard training/weights/sft/*)
 	$(BIN)/recgpt prepare
 	@touch $@

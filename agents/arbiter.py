@@ -40,21 +40,31 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
         max_tokens=TOKENS_A_PICK * count + 20,
     )
     persona_of = {proposed.tag: proposed.persona for proposed in pool}
+    picks = {pick.tag: pick.reason for pick in reversed(asked.answer.picks)}
+    chosen = [_tag(tag, persona_of[tag], picks[tag]) for tag in dict.fromkeys(pick.tag for pick in asked.answer.picks)]
+    rest = [tag for tag in _in_turn(state["personas"], pool) if tag.tag not in picks]
+    note = f"the arbiter named {count - len(chosen)} of its {count} picks twice: the experts' own tags fill its list"
     return {
-        "tags": [_tag(pick.tag, persona_of[pick.tag], pick.reason) for pick in asked.answer.picks],
+        "tags": [*chosen, *rest[: count - len(chosen)]],
         "calls": asked.calls,
         "rejected": asked.rejected,
+        "degraded": [note] if len(chosen) < count else [],
     }
 
 
 async def record_arbiter_failure(state: IntentState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """Without a verdict on the set the experts' own tags go on, one of each in turn, and the answer says so."""
-    personas = [[p for p in _distinct(state["pool"]) if p.persona == persona.name] for persona in state["personas"]]
-    turns = [proposed for proposed in chain.from_iterable(zip_longest(*personas)) if proposed]
-    tags = [_tag(proposed.tag, proposed.persona, "") for proposed in turns[: context_of(runtime).final_tags]]
+    tags = _in_turn(state["personas"], _distinct(state["pool"]))[: context_of(runtime).final_tags]
     note = "tags are the experts' own, in turn: the arbiter gave no valid answer"
     update = {**failed("arbiter", "household", error.error), "tags": tags, "degraded": [note]}
     return Command(update=update, goto="ground_tags")
+
+
+def _in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> list[Tag]:
+    """The experts' tags, one of each expert in turn."""
+    experts = [[proposed for proposed in pool if proposed.persona == persona.name] for persona in personas]
+    turns = [proposed for proposed in chain.from_iterable(zip_longest(*experts)) if proposed]
+    return [_tag(proposed.tag, proposed.persona, "") for proposed in turns]
 
 
 def _distinct(pool: list[ProposedTag]) -> list[ProposedTag]:

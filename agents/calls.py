@@ -97,12 +97,13 @@ async def ask(
         subject=subject,
         prompt=prompt.name,
     )
+    endpoint = context.endpoint(prompt.agent)
     messages = asked = prompt.render(values)
     calls: list[CallRecord] = []
     rejected: list[Rejection] = []
     for attempt in range(1, context.attempts + 1):
         completion = await complete(
-            context.endpoint,
+            endpoint,
             messages,
             schema.model_json_schema(),
             temperature=min(temperature + WARMER * (attempt - 1), 2.0),
@@ -123,7 +124,7 @@ async def ask(
             agent=prompt.agent,
             subject=subject,
             prompt=prompt.name,
-            model=context.model,
+            model=endpoint.model,
             attempt=attempt,
             valid=answer is not None,
             prompt_tokens=completion.prompt_tokens,

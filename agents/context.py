@@ -13,6 +13,8 @@ from tools.embedding import PACKAGED_MODEL
 from tools.llm import Endpoint
 from tools.models import DEFAULT_MODEL
 
+AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer")
+"""All that ask a model; each has a prompt, a temperature and so on of its own in the context."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -25,7 +27,8 @@ class Context(BaseSettings):
     """Settings of one request: argument, else environment variable `RECGPT_<FIELD>`, else default.
 
     A prompt version names a file `prompts/<agent>/<version>.yaml`; instructions replace that file's system
-    text for this run, which is how Studio edits a prompt.
+    text for this run, which is how Studio edits a prompt. An agent's model is `model` unless it has one of its own,
+    such as an adapter that the server has under that name.
     """
 
     model_config = SettingsConfigDict(env_prefix="RECGPT_", frozen=True, extra="forbid")
@@ -53,6 +56,18 @@ class Context(BaseSettings):
     tags_per_expert: int = Field(
         15, ge=3, le=40, description="tags of one expert", json_schema_extra=_for_nodes("run_expert")
     )
+    shelf: int = Field(
+        20,
+        ge=0,
+        le=60,
+        description="leaf categories that tools propose to one expert (due again, rising, bought besides); 0 for none",
+        json_schema_extra=_for_nodes("fill_shelves"),
+    )
+    vocabulary: bool = Field(
+        False,
+        description="hold the experts' tags to the names of the catalogue's leaf categories",
+        json_schema_extra=_for_nodes("run_expert"),
+    )
     final_tags: int = Field(
         12, ge=1, le=60, description="tags that the arbiter picks", json_schema_extra=_for_nodes("arbitrate_tags")
     )
@@ -63,7 +78,7 @@ class Context(BaseSettings):
     )
 
     planner_tokens: int = Field(
-        3000,
+        1800,
         ge=500,
         le=1_000_000,
         description="most tokens of the planner's prompt, never more than the model's window holds",
@@ -77,42 +92,54 @@ class Context(BaseSettings):
         0.5, ge=0, le=1, description="a tag less similar to every leaf category is rewritten to the nearest leaf"
     )
 
+    planner_model: str | None = Field(None, json_schema_extra=_for_nodes("plan_intents"))
     planner_prompt: str = Field("v1", json_schema_extra=_for_nodes("plan_intents"))
     planner_temperature: float = Field(0.4, ge=0, le=2, json_schema_extra=_for_nodes("plan_intents"))
     planner_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("plan_intents", langgraph_type="prompt")
     )
+    expert_model: str | None = Field(None, json_schema_extra=_for_nodes("run_expert"))
     expert_prompt: str = Field("v1", json_schema_extra=_for_nodes("run_expert"))
-    expert_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("run_expert"))
+    expert_temperature: float = Field(0.3, ge=0, le=2, json_schema_extra=_for_nodes("run_expert"))
     expert_instructions: str | None = Field(None, json_schema_extra=_for_nodes("run_expert", langgraph_type="prompt"))
+    arbiter_model: str | None = Field(None, json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_prompt: str = Field("v1", json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_temperature: float = Field(0.2, ge=0, le=2, json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("arbitrate_tags", langgraph_type="prompt")
     )
+    style_model: str | None = Field(None, json_schema_extra=_for_nodes("write_style"))
     style_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_style"))
     style_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_style"))
     style_instructions: str | None = Field(None, json_schema_extra=_for_nodes("write_style", langgraph_type="prompt"))
+    explainer_model: str | None = Field(None, json_schema_extra=_for_nodes("write_explanation"))
     explainer_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_explanation"))
-    explainer_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_explanation"))
+    explainer_temperature: float = Field(0.4, ge=0, le=2, json_schema_extra=_for_nodes("write_explanation"))
     explainer_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("write_explanation", langgraph_type="prompt")
     )
+    evaluator_model: str | None = Field(None, json_schema_extra=_for_nodes("evaluate_dimension"))
     evaluator_prompt: str = Field("v1", json_schema_extra=_for_nodes("evaluate_dimension"))
     evaluator_temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_for_nodes("evaluate_dimension"))
     evaluator_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("evaluate_dimension", langgraph_type="prompt")
     )
+    reviewer_model: str | None = Field(None, json_schema_extra=_for_nodes("review_verdict"))
     reviewer_prompt: str = Field("v1", json_schema_extra=_for_nodes("review_verdict"))
     reviewer_temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_for_nodes("review_verdict"))
     reviewer_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("review_verdict", langgraph_type="prompt")
     )
 
+    def endpoint(self, agent: str) -> Endpoint:
+        """Where an agent's model is."""
+        model: str = getattr(self, f"{agent}_model") or self.model
+        return Endpoint(self.base_url, model, self.api_key, self.request_timeout)
+
     @property
-    def endpoint(self) -> Endpoint:
-        """Where the agents' model is."""
-        return Endpoint(self.base_url, self.model, self.api_key, self.request_timeout)
+    def models(self) -> set[str]:
+        """Names of all models that a request may ask."""
+        return {self.endpoint(agent).model for agent in AGENTS}
 
 
 def context_of(runtime: Runtime[Context]) -> Context:

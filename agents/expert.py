@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import polars as pl
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from langgraph.types import Command
@@ -14,20 +16,24 @@ from agents.schemas import ExpertTask, ProposedTag, tags_schema
 from agents.state import IntentState
 from agents.wording import evidence_lines, moment_text, profile_text
 from prompts.template import Value
+from tools.dataset import Dataset, open_dataset
+from tools.loading import load_once
+from tools.shelf import tag_text
 
 TOKENS_A_TAG = 20
 
 
 async def run_expert(state: ExpertTask, runtime: Runtime[Context]) -> IntentState:
-    """Write tags `T_k = f_expert(p_k)`; the expert sees the persona, its evidence and E, never B."""
+    """Write tags `T_k = f_expert(p_k)`; the expert sees the persona, its evidence, E and its shelf, never B."""
     context = context_of(runtime)
     prompt = await read_prompt("expert", context.expert_prompt, context.expert_instructions)
     persona = state.persona
+    vocabulary = await asyncio.to_thread(_vocabulary, context) if context.vocabulary else ()
     asked = await ask(
         runtime,
         prompt,
         expert_values(state, context.tags_per_expert),
-        tags_schema(context.tags_per_expert),
+        tags_schema(context.tags_per_expert, vocabulary),
         user_id=state.user_id,
         subject=persona.name,
         temperature=context.expert_temperature,
@@ -58,5 +64,17 @@ def expert_values(task: ExpertTask, tags: int) -> dict[str, Value]:
         "intent": persona.intent,
         "evidence": evidence_lines(persona.evidence, task.as_of),
         "signals": [{"text": signal.text} for signal in task.signals],
+        "shelf": [{"tag": tag_text(line.leaf), "why": line.why} for line in task.shelf],
         "tags": tags,
     }
+
+
+def _vocabulary(context: Context) -> tuple[str, ...]:
+    return leaf_tags(open_dataset(context.dataset))
+
+
+@load_once(maxsize=4)
+def leaf_tags(dataset: Dataset) -> tuple[str, ...]:
+    """The leaf categories of a catalogue as tags, in their order."""
+    leaves = dataset.items.select(pl.col("category").list.last()).unique().to_series().sort()
+    return tuple(dict.fromkeys(tag_text(leaf) for leaf in leaves))

@@ -42,7 +42,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     while True:
         household = state["household"].model_copy(update={"history": number_lines(lines[:kept])})
         messages = prompt.render(planner_values(state["as_of"], household, context.personas))
-        size = await measure_prompt(context.endpoint, messages, context.default_window)
+        size = await measure_prompt(context.endpoint("planner"), messages, context.default_window)
         budget = min(context.planner_tokens, size.window - answer)
         if size.tokens <= budget or kept == 1:
             break

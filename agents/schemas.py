@@ -6,6 +6,7 @@ like derive a class with those bounds; a field that the server holds to a bound 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, StringConstrai
 
 from prompts.rubric import Label, Rubric, Subject
 from tools.history import HistoryLine
+from tools.shelf import ShelfLine
 from tools.signals import Signal
 
 Grade = Literal["Superior", "Average", "Bad"]
@@ -121,13 +123,14 @@ class RecommendedItem(Record):
 
 
 class ExpertTask(Record):
-    """What one expert gets: a persona with the evidence that the planner picked, and the signals; no history."""
+    """What one expert gets: a persona with the evidence that the planner picked, signals and shelf; no history."""
 
     user_id: str
     as_of: NaiveDatetime
     profile: str | None
     persona: Persona
     signals: list[Signal]
+    shelf: list[ShelfLine] = Field(default=[], description="leaf categories that tools propose; empty where it is off")
 
 
 class ExplanationTask(Record):
@@ -305,15 +308,16 @@ class PickedTag(Answer):
 
 
 class Selection(Answer):
-    """The arbiter's answer, best first."""
+    """The arbiter's answer, best first. A tag that it names again counts once; no JSON schema can rule that out."""
 
     picks: list[PickedTag]
 
     @field_validator("picks")
     @classmethod
-    def _picked_once(cls, picks: list[PickedTag]) -> list[PickedTag]:
+    def _mostly_picked_once(cls, picks: list[PickedTag]) -> list[PickedTag]:
         tags = [pick.tag for pick in picks]
-        if twice := sorted({tag for tag in tags if tags.count(tag) > 1}):
+        if 2 * len(set(tags)) < len(tags):
+            twice = sorted({tag for tag in tags if tags.count(tag) > 1})
             raise ValueError(f"picked more than once: {', '.join(twice[:3])}")
         return picks
 
@@ -359,9 +363,10 @@ def plan_schema(history_ids: list[str], signal_ids: list[str], personas: int) ->
     return create_model("Plan", __base__=Plan, personas=list_of(persona, 2, personas))
 
 
-def tags_schema(count: int) -> type[TagList]:
-    """A list of `count` tags."""
-    return create_model("Tags", __base__=TagList, tags=list_of(TagText, count, count))
+def tags_schema(count: int, vocabulary: Sequence[str] = ()) -> type[TagList]:
+    """A list of `count` tags: any, or where there is a vocabulary, only its words."""
+    tag = one_of(list(vocabulary)) if vocabulary else TagText
+    return create_model("Tags", __base__=TagList, tags=list_of(tag, count, count))
 
 
 def selection_schema(pool: list[str], count: int) -> type[Selection]:

@@ -25,6 +25,7 @@ from agents.schemas import (
 )
 from prompts.rubric import Rubric, Subject
 from tools.history import HistoryLine
+from tools.shelf import ShelfLine
 from tools.signals import Signal
 
 
@@ -45,6 +46,7 @@ class IntentState(Trail, total=False):
     household: Household
     history_lines_cut: int
     personas: list[Persona]
+    shelves: list[list[ShelfLine]]
     pool: Annotated[list[ProposedTag], add]
     tags: list[Tag]
 

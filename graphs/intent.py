@@ -1,4 +1,4 @@
-"""From a household's context to item tags: planner, one expert a persona, arbiter (section 4)."""
+"""From a household's context to item tags: planner, a shelf and an expert a persona, arbiter (section 4)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agents.grounding import ground_tags, record_grounding_failure
 from agents.planner import fit_history, plan_intents, record_planner_failure
 from agents.reader import read_context
 from agents.schemas import ExpertTask, Request
+from agents.shelver import fill_shelves
 from agents.state import IntentState
 
 
@@ -29,9 +30,10 @@ def dispatch_experts(state: IntentState) -> list[Send]:
                 profile=state["household"].profile,
                 persona=persona,
                 signals=state["household"].signals,
+                shelf=shelf,
             ),
         )
-        for persona in state["personas"]
+        for persona, shelf in zip(state["personas"], state["shelves"], strict=True)
     ]
 
 
@@ -41,13 +43,15 @@ def build_intent_graph() -> StateGraph[IntentState, Context, Request, Any]:
     graph.add_node(read_context)
     graph.add_node(fit_history, retry_policy=RETRY_UNREACHABLE, error_handler=record_planner_failure)
     graph.add_node(plan_intents, retry_policy=RETRY_UNREACHABLE, error_handler=record_planner_failure)
+    graph.add_node(fill_shelves)
     graph.add_node(run_expert, retry_policy=RETRY_UNREACHABLE, error_handler=record_expert_failure)
     graph.add_node(arbitrate_tags, retry_policy=RETRY_UNREACHABLE, error_handler=record_arbiter_failure)
     graph.add_node(ground_tags, retry_policy=RETRY_UNREACHABLE, error_handler=record_grounding_failure)
     graph.add_edge(START, "read_context")
     graph.add_edge("read_context", "fit_history")
     graph.add_edge("fit_history", "plan_intents")
-    graph.add_conditional_edges("plan_intents", dispatch_experts, ["run_expert"])
+    graph.add_edge("plan_intents", "fill_shelves")
+    graph.add_conditional_edges("fill_shelves", dispatch_experts, ["run_expert"])
     graph.add_edge("run_expert", "arbitrate_tags")
     graph.add_edge("arbitrate_tags", "ground_tags")
     graph.add_edge("ground_tags", END)

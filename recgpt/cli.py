@@ -8,19 +8,20 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
 from agents.schemas import Recommendation
 from prompts.template import PromptError
-from recgpt import data, recommend, train
+from recgpt import data, evaluate, recommend, train
 from recgpt.console import complain, say
 from recgpt.diagram import mermaid
 from recgpt.recommend import resolve_context
-from tools.errors import RecGPTError
+from tools.errors import RecGPTError, SettingError
 from tools.models import DEFAULT_MODEL, model_path
-from tools.serving import PROFILES, named_profile, serve_command, serve_environment
+from tools.serving import PROFILES, load_adapter, named_profile, serve_command, serve_environment
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +55,9 @@ def explain_errors(command: Callable[P, T]) -> Callable[P, T]:
 data_app = typer.Typer(no_args_is_help=True, help="Make and check data set directories.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn your own data into a data set directory.")
 train_app = typer.Typer(no_args_is_help=True, help="Make training data and tune the agents.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure on baskets that no weight has seen.")
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
 app.add_typer(train_app, name="train")
 data_app.add_typer(import_app, name="import")
 
@@ -65,6 +68,8 @@ import_app.command("csv")(explain_errors(data.import_csv))
 import_app.command("amazon-reviews")(explain_errors(data.import_amazon_reviews))
 train_app.command("data")(explain_errors(train.data))
 train_app.command("sft")(explain_errors(train.sft))
+eval_app.command("tags")(explain_errors(evaluate.tags))
+eval_app.command("compare")(explain_errors(evaluate.compare))
 app.command("recommend")(explain_errors(recommend.recommend))
 
 
@@ -74,19 +79,42 @@ def serve(
     profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "cpu",
     model: Annotated[str | None, typer.Option(help="the default model, a hub name or a directory")] = None,
     base_url: Annotated[str | None, typer.Option(help="where to listen")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=DIRECTORY of a LoRA adapter beside the model; may be given several times"),
+    ] = None,
 ) -> None:
     """Serve a model with vLLM until it is interrupted."""
+    adapters = {}
+    for text in adapter or []:
+        name, equals, directory = text.partition("=")
+        if not equals or not (Path(directory) / "adapter_config.json").is_file():
+            raise SettingError(f"--adapter {text!r}: expected NAME=DIRECTORY with an adapter_config.json in it")
+        adapters[name] = Path(directory)
     context = resolve_context([], model=model, base_url=base_url)
     chosen = named_profile(profile)
-    command = serve_command(chosen, context.model, context.base_url, say)
+    command = serve_command(chosen, context.model, context.base_url, say, adapters)
     say(f"serving {context.model} at {context.base_url}; end with Ctrl-C")
     os.execvpe(command[0], command, serve_environment(chosen, context.model))
+
+
+@app.command(name="adapter")
+@explain_errors
+def load(
+    name: Annotated[str, typer.Argument(help="the name that requests will ask for")],
+    directory: Annotated[Path, typer.Argument(help="LoRA adapter, such as runs/train/sft/adapter")],
+    base_url: Annotated[str | None, typer.Option(help="the running server")] = None,
+) -> None:
+    """Load an adapter into a running server, without a restart; `--set expert_model=NAME` then uses it."""
+    context = resolve_context([], base_url=base_url)
+    load_adapter(context.base_url, name, directory, context.api_key.get_secret_value())
+    say(f"{context.base_url} serves {directory} as {name}")
 
 
 @app.command()
 @explain_errors
 def prepare() -> None:
-    """Convert the default model once, so that the first server starts at once."""
+    """Make the default model once, so that the first server starts at once."""
     say(f"model ready: {model_path(DEFAULT_MODEL, say)}")
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_EVERY = 10.0
 """Seconds between two lines of the same step where no terminal shows a moving one."""
@@ -23,6 +24,19 @@ def say(message: str) -> None:
 def complain(kind: str, message: str) -> None:
     """Print what went wrong."""
     console.print(f"[bold red]{kind}:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """How many households are done, and how long the rest will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 @contextmanager

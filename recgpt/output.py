@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from agents.schemas import Recommendation
 from tools.errors import OutputError
 
-Write = Callable[[Recommendation], None]
+
+class Line(Protocol):
+    """What is written as one line: a household's result."""
+
+    user_id: str
+
+    def model_dump_json(self) -> str:
+        """The line."""
+
+
+Write = Callable[[Line], None]
 
 
 @contextmanager
@@ -32,7 +43,7 @@ def open_output(path: Path | None) -> Iterator[Write]:
         raise OutputError(f"{path} can't be written: {error}") from error
     written = 0
 
-    def write(result: Recommendation) -> None:
+    def write(result: Line) -> None:
         nonlocal written
         end = file.seek(0, 2)
         rest = memoryview(result.model_dump_json().encode() + b"\n")
@@ -68,7 +79,14 @@ def read_lines(path: Path) -> Iterator[Recommendation]:
         raise OutputError(f"{path} could not be read: {error}") from error
 
 
-def finished_users(path: Path | None, resume: bool, moment: datetime, model: str) -> set[str]:
+def cut_to_whole_lines(path: Path) -> None:
+    """Take off a last line that a crash cut in two."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def finished_users(path: Path | None, resume: bool, moment: datetime, models: Collection[str]) -> set[str]:
     """Users that an output file has already; a last line that a crash cut in two is taken off.
 
     Raises:
@@ -78,14 +96,14 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, model: str
         return set()
     if not resume:
         raise OutputError(f"{path} is there already; give --resume to go on with it, or another name")
-    with path.open("rb+") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+    cut_to_whole_lines(path)
     users = set()
     for line in read_lines(path):
         used = {name for agent in line.usage.by_agent.values() for name in agent.models}
-        if used - {model}:
-            raise OutputError(f"{path} was made with the model {', '.join(used)}, not {model}; give another name")
+        if used - set(models):
+            raise OutputError(
+                f"{path} was made with the model {', '.join(used)}, not {', '.join(models)}; give another name"
+            )
         if line.as_of != moment:
             raise OutputError(
                 f"{path} has household {line.user_id} as of {line.as_of}, this run is as of {moment}; "

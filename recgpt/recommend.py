@@ -15,13 +15,12 @@ from typing import Annotated, Any
 import structlog
 import typer
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from agents.context import Context
 from agents.schemas import AgentUsage, Recommendation, Request
 from graphs.recommend import graph
-from recgpt.console import complain, console, reporting, say
+from recgpt.console import complain, console, progress_bar, reporting, say
 from recgpt.output import Write, finished_users, open_output, read_lines
 from recgpt.report import write_report
 from tools.dataset import Dataset, open_dataset
@@ -64,13 +63,13 @@ def recommend(
             out.unlink(missing_ok=True)
     if report and report == out:
         raise SettingError(f"--report and --out are the same file, {out}")
-    done = finished_users(out, resume, moment, context.model)
+    done = finished_users(out, resume, moment, context.models)
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
         with ExitStack() as stack:
             stack.enter_context(logging_to(LOG))
-            _serve(stack, context, profile)
+            serve_for(stack, context, profile)
             with reporting("opening the index") as report_step:
                 embed_catalog(data, open_embedder(context.embedding_model), report_step)
             write = stack.enter_context(open_output(out))
@@ -168,7 +167,7 @@ async def run_households(
                 f"{result.usage.llm_calls} calls, {result.usage.seconds:.0f} s",
             )
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("households", total=len(users))
         tasks = [asyncio.create_task(run(user_id)) for user_id in users]
         try:
@@ -189,7 +188,7 @@ async def _give_up_if_gone(context: Context, finished: int, total: int) -> None:
         )
 
 
-def _serve(stack: ExitStack, context: Context, profile: str) -> None:
+def serve_for(stack: ExitStack, context: Context, profile: str) -> None:
     """Have a server: one that was named must run, the default one is started if it does not."""
     key = context.api_key.get_secret_value()
     if "base_url" in context.model_fields_set and served_models(context.base_url, key) is None:
@@ -198,19 +197,10 @@ def _serve(stack: ExitStack, context: Context, profile: str) -> None:
             f"`recgpt serve --base-url {context.base_url}`, or leave out --base-url"
         )
     with reporting("looking for a model server") as report_step:
-        stack.enter_context(running_server(named_profile(profile), context.model, context.base_url, report_step, key))
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+        server = running_server(
+            named_profile(profile), context.model, context.base_url, report_step, key, context.models
+        )
+        stack.enter_context(server)
 
 
 def _summarise(results: Sequence[Recommendation], out: Path | None, earlier: int) -> None:

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from recgpt.console import say
-from tools.models import DEFAULT_MODEL
+from tools.errors import SettingError
+from tools.models import BASE_MODEL
 from training.data import Settings, write_training_data
-from training.sft import AGENTS, CPU_RECIPE, train
+from training.mixture import MIXTURE_FILE, load_mixture
+from training.sft import AGENTS, RECIPES, train
 
 
 def data(
@@ -19,9 +21,12 @@ def data(
     seed: Annotated[int, typer.Option(help="of cut points, wordings and fillers")] = 7,
     users: Annotated[int | None, typer.Option(min=1, help="so many households [default: all]")] = None,
     cuts: Annotated[int, typer.Option(min=1, help="cut points a household, at most")] = 4,
+    experts: Annotated[int, typer.Option(min=1, help="experts' examples; the mixture gives the others")] = 900,
+    mixture: Annotated[Path, typer.Option(help="YAML with the shares of what the examples teach")] = MIXTURE_FILE,
 ) -> None:
     """Build prompts and answers for the agents from what households really bought next."""
-    card = write_training_data(dataset, out, Settings(seed=seed, cuts_per_user=cuts), users, say)
+    settings = Settings(seed=seed, cuts_per_user=cuts, experts=experts)
+    card = write_training_data(dataset, out, settings, load_mixture(mixture), users, say)
     say(f"{out}/examples.parquet: {card['households']} households, {card['examples']}")
 
 
@@ -31,9 +36,12 @@ def sft(
     out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
         "runs/train/sft"
     ),
-    model: Annotated[str, typer.Option(help="the default model, a directory or a hub name")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="the base of the default model, a directory or a hub name")] = BASE_MODEL,
     examples: Annotated[int | None, typer.Option(min=1, help="so many training examples [default: all]")] = None,
+    recipe: Annotated[str, typer.Option(help=f"one of {', '.join(RECIPES)}")] = "cpu",
 ) -> None:
     """Tune one adapter for the agents (TRL's SFTTrainer, LoRA)."""
-    card = train(agent, data, out, CPU_RECIPE, examples, say, model)
+    if recipe not in RECIPES:
+        raise SettingError(f"there is no recipe {recipe!r}; take one of {', '.join(RECIPES)}")
+    card = train(agent, data, out, RECIPES[recipe], examples, say, model)
     say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")

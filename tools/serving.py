@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
-from tools.models import DEFAULT_MODEL, model_path
+from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL, adapter_digest, model_path
 
+MAX_RANK = 64
+"""Largest LoRA rank that a server takes, from the start or later."""
 START_TIMEOUT = 300.0
 """Seconds a server may take to become healthy; a CPU server was seen to take 35 to 125."""
 STOP_TIMEOUT = 20.0
@@ -37,6 +39,8 @@ class ServingProfile:
     default_model_arguments: tuple[str, ...] = ()
     """Further ones for the default model, whose window is known."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    adapters: bool = False
+    """Whether the tuned default model is its base with the adapter beside it by name, or one merged model."""
 
 
 CPU = ServingProfile(
@@ -55,6 +59,7 @@ FP8 = ServingProfile(
     "fp8",
     "an NVIDIA GPU of compute capability 8.9 or newer: FP8 weights and FP8 KV cache",
     ("--quantization", "fp8", "--kv-cache-dtype", "fp8"),
+    adapters=True,
 )
 PROFILES = {profile.name: profile for profile in (CPU, FP8)}
 
@@ -66,28 +71,49 @@ def named_profile(name: str) -> ServingProfile:
     return PROFILES[name]
 
 
-def serve_command(profile: ServingProfile, model: str, base_url: str, report: Callable[[str], None]) -> list[str]:
-    """The command line that serves `model` at `base_url`; converts the default model where needed."""
+def serve_command(
+    profile: ServingProfile,
+    model: str,
+    base_url: str,
+    report: Callable[[str], None],
+    adapters: Mapping[str, Path] | None = None,
+) -> list[str]:
+    """The command line that serves `model` at `base_url`; makes the default model where needed.
+
+    Args:
+        profile: for which machine.
+        model: a name of ours, a hub name or a directory.
+        base_url: where to listen.
+        report: called with a sentence on the progress.
+        adapters: LoRA adapters by name, served beside the model; a request chooses one by its name.
+    """
     address = urlsplit(base_url)
     if address.hostname is None or address.port is None:
         raise ServerError(f"base_url {base_url!r} names no host and port, such as http://127.0.0.1:8400/v1")
     _require(profile)
+    adapters = dict(adapters or {})
+    if model == DEFAULT_MODEL and profile.adapters:
+        adapter_digest(ADAPTER)
+        model, adapters = BASE_MODEL, {DEFAULT_MODEL: ADAPTER, **adapters}
+    lora = ["--enable-lora", "--max-lora-rank", str(MAX_RANK), "--lora-modules"] if adapters else []
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", model_path(model, report), "--served-model-name", model,
         "--host", address.hostname, "--port", str(address.port),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
-        *(profile.default_model_arguments if model == DEFAULT_MODEL else ()),
+        *(profile.default_model_arguments if model in (BASE_MODEL, DEFAULT_MODEL) else ()),
+        *lora, *(f"{name}={directory}" for name, directory in adapters.items()),
     ]  # fmt: skip
 
 
 def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:
     """The environment of the server: nothing is reported, and no hub is asked for a model that is here."""
-    local = model == DEFAULT_MODEL or Path(model).is_dir()
+    local = model in (BASE_MODEL, DEFAULT_MODEL) or Path(model).is_dir()
     return os.environ | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         **({"HF_HUB_OFFLINE": "1"} if local else {}),
         **profile.environment,
     }
@@ -120,6 +146,7 @@ def running_server(
     base_url: str,
     report: Callable[[str], None],
     api_key: str = "EMPTY",
+    also: Collection[str] = (),
 ) -> Iterator[None]:
     """A healthy server at `base_url`: the one that runs there, or one that is started now and stopped at the end.
 
@@ -129,15 +156,13 @@ def running_server(
         base_url: where.
         report: called with a sentence on the progress, about once a second while waiting.
         api_key: of a server that runs there.
+        also: further names that it must serve, such as adapters that single agents use.
 
     Raises:
         ServerError: what runs there serves another model, or the start failed; the message has the log's end.
     """
-    if (models := served_models(base_url, api_key)) is not None:
-        if model not in models:
-            raise ServerError(
-                f"the server at {base_url} serves {', '.join(models)}, not {model!r}; set --model or --base-url"
-            )
+    if served_models(base_url, api_key) is not None:
+        _require_models({model, *also}, base_url, api_key)
         yield
         return
     command = serve_command(profile, model, base_url, report)
@@ -153,9 +178,41 @@ def running_server(
         )
     try:
         _wait_until_healthy(process, base_url, log, report)
+        _require_models({model, *also}, base_url, api_key)
         yield
     finally:
         stop(process)
+
+
+def load_adapter(base_url: str, name: str, directory: Path, api_key: str = "EMPTY") -> None:
+    """Put an adapter under a name on a running server, or in the place of the one of that name; no restart.
+
+    Raises:
+        ServerError: the server refused it, has no adapters, or does not answer.
+    """
+    try:
+        answer = httpx.post(
+            f"{base_url.rstrip('/')}/load_lora_adapter",
+            json={"lora_name": name, "lora_path": str(directory.resolve()), "load_inplace": True},
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=120,
+        )
+    except httpx.HTTPError as error:
+        raise ServerError(f"no server answers at {base_url} ({error!r}); start one with `recgpt serve`") from error
+    if answer.is_error:
+        raise ServerError(
+            f"the server at {base_url} did not take {directory} as {name!r}: {answer.text[:300]}; it must serve the "
+            f"adapter's base model with --enable-lora and allow ranks up to {MAX_RANK}"
+        )
+
+
+def _require_models(names: set[str], base_url: str, api_key: str) -> None:
+    models = served_models(base_url, api_key) or []
+    if missing := sorted(names - set(models)):
+        raise ServerError(
+            f"the server at {base_url} serves {', '.join(models)}, not {', '.join(map(repr, missing))}; "
+            "set --model or --base-url, or load an adapter with `recgpt adapter`"
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

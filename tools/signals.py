@@ -179,7 +179,7 @@ def trends(dataset: Dataset, midnight: datetime) -> tuple[Signal, ...]:
         Signal(
             id="",
             kind="trend",
-            text=f"Rising this week: {leaf} (bought {count / base:.1f} times as often as in the weeks before)",
+            text=f"Rising this week: {leaf} ({count / base:.1f}x the weeks before)",
             categories=[leaf],
         )
         for leaf, count, base, _ in rising.iter_rows()

@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -46,18 +48,18 @@ from agents.schemas import (
     tags_schema,
 )
 from agents.style import style_values
+from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
 from tools.dataset import Dataset, open_dataset
 from tools.history import HistoryLine, number_lines, read_history
 from tools.loading import load_once
+from tools.models import BASE_MODEL, model_path
+from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, read_signals
 from training.explanations import explanation_target
+from training.mixture import Mixture, general_examples
 from training.needs import Need, load_needs
 
-TRAIN_END = datetime(2017, 11, 17)
-"""The evaluation weeks, and the year's only Thanksgiving, start here: no weight may have seen them."""
-HELD_OUT_BASKETS = 2
-"""A household's last baskets: the last is tested on, the one before it is what choices are validated on."""
 HORIZON = timedelta(days=14)
 """The coming weeks that a plan is for."""
 LEAST_LINES = 12
@@ -65,13 +67,18 @@ LEAST_LINES = 12
 LEAST_FUTURE = 4
 """Distinct leaves bought within the horizon."""
 VALIDATION_SHARE = 0.05
+ABSENT_KINDS = frozenset(["weather"])
+"""No data set that examples are built from has the weather of its past."""
 
 Agent = Literal["planner", "expert", "arbiter", "style", "explainer"]
+Kind = Literal["behaviour", "trending", "weather", "situational", "general"]
+"""What an expert's example teaches, in the report's words; the other agents' are not told apart."""
 Generator = np.random.Generator
 
 SCHEMA = pl.Schema(
     {
         "agent": pl.String(),
+        "kind": pl.String(),
         "user_id": pl.String(),
         "as_of": pl.Datetime("us"),
         "split": pl.String(),
@@ -90,10 +97,15 @@ class Settings:
 
     seed: int = 7
     cuts_per_user: int = 4
+    experts: int = 900
+    """Training examples of experts; how many the others get follows from the mixture."""
     personas: int = 3
     tags: int = 15
     picks: int = 12
-    history_lines: int = 60
+    shelf: int = 20
+    no_shelf: float = 0.25
+    """Share of expert examples whose shelf is empty: the expert must also do without."""
+    history_lines: int = 36
     """Most telling lines in a planner's prompt; at run time the budget is in tokens."""
 
 
@@ -120,6 +132,7 @@ class Example:
     """One prompt and the answer to it, with how many of its tags were bought, and were new."""
 
     agent: Agent
+    kind: Kind
     prompt_fields: dict[str, Value]
     answer: str
     targets: int
@@ -169,28 +182,40 @@ class Builder:
         }
         self._leaf_of_item = dict(view.items.select("item_id", pl.col("category").list.last()).iter_rows())
 
-    def examples(self, user_id: str) -> Iterator[tuple[datetime, Example]]:
-        """All examples of one household, at its cut points."""
-        rng = np.random.default_rng([self._settings.seed, zlib.crc32(user_id.encode())])
-        for as_of in self._cuts(user_id, rng):
-            household, future = self._context(user_id, as_of)
-            targets = self._plan(household, future, as_of, rng)
-            if len(targets) < 2:
-                continue
-            yield as_of, self._planner(household, targets, as_of)
-            for target in targets:
-                yield as_of, self._expert(user_id, household, target, as_of, rng)
-                yield from ((as_of, example) for example in self._explanation(user_id, household, target, as_of, rng))
-            yield as_of, self._arbiter(household, targets, as_of, rng)
+    def examples(self, user_id: str, as_of: datetime) -> Iterator[Example]:
+        """All examples of one household at one cut point."""
+        rng = self._generator(user_id, as_of.isoformat())
+        household, future = self._context(user_id, as_of)
+        targets = self._plan(household, future, as_of, rng)
+        if len(targets) < 2:
+            return
+        yield self._planner(household, targets, as_of)
+        evidence = [[line.leaf for line in target.persona.evidence if line.leaf] for target in targets]
+        shelves = fill_shelves(self._view, user_id, as_of, evidence, self._settings.shelf)
+        pool: list[ProposedTag] = []
+        unfit: set[str] = set()
+        for target, shelf in zip(targets, shelves, strict=True):
+            proposals = self._proposals(target, household, shelf, as_of, rng)
+            pooled, misfits = self._pooled(proposals, target, rng)
+            pool += pooled
+            unfit |= misfits
+            shown = [] if rng.random() < self._settings.no_shelf else shelf
+            yield self._expert(user_id, household, target, proposals, shown, as_of)
+            yield from self._explanation(user_id, household, target, as_of, rng)
+        yield self._arbiter(household, targets, pool, unfit, future, as_of)
 
-    def _cuts(self, user_id: str, rng: Generator) -> list[datetime]:
-        """Moments just before some of the household's baskets, not in the first month of the data."""
+    def cuts(self, user_id: str) -> list[datetime]:
+        """Moments just before some of the household's baskets, in random order, none in the data's first month."""
+        rng = self._generator(user_id, "cuts")
         events = self._user_events[user_id]
         starts = events.group_by("session_id").agg(pl.col("timestamp").min())["timestamp"].sort()[1:]
         earliest = self._view.first_event + timedelta(days=30)
         possible = [start for start in starts if earliest <= start <= TRAIN_END - HORIZON]
         count = min(self._settings.cuts_per_user, len(possible))
-        return [possible[i] for i in sorted(rng.choice(len(possible), size=count, replace=False))] if count else []
+        return [possible[i] for i in rng.choice(len(possible), size=count, replace=False)] if count else []
+
+    def _generator(self, *key: str) -> Generator:
+        return np.random.default_rng([self._settings.seed, zlib.crc32("/".join(key).encode())])
 
     def _context(self, user_id: str, as_of: datetime) -> tuple[Household, list[Future]]:
         """What the agents see at a cut, by the run-time readers, and what was bought after it."""
@@ -275,53 +300,89 @@ class Builder:
         fields = planner_values(as_of, household, self._settings.personas)
         return _example("planner", fields, Plan(personas=personas), schema, [f for t in targets for f in t.bought])
 
-    def _expert(self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator) -> Example:
-        """Tags from the persona's own purchases, half of them new where there are enough, filled from what sells."""
-        new = [leaf.leaf for leaf in target.bought if leaf.new]
-        known = [leaf.leaf for leaf in target.bought if not leaf.new]
-        rng.shuffle(new)
-        rng.shuffle(known)
+    def _proposals(
+        self, target: Target, household: Household, shelf: Sequence[ShelfLine], as_of: datetime, rng: Generator
+    ) -> list[Future | str]:
+        """What the persona's expert should propose, best first: what was bought next, then what could have been.
+
+        Bought are leaves of the persona's need or on its shelf, at most half of them known before (where there are
+        new ones), in the order of the shelf. The rest is new to the household: the shelf's own order, then what
+        sells in the need.
+        """
         count = self._settings.tags
-        chosen = [*new, *known[: max(count // 2, count - len(new))]][:count]
+        rank = {line.leaf: number for number, line in enumerate(shelf)}
+        bought = sorted(target.bought, key=lambda leaf: (rank.get(leaf.leaf, len(rank)), leaf.leaf))
+        known = [leaf for leaf in bought if not leaf.new]
+        dropped = set(known[count // 2 :])
+        hits = [leaf for leaf in bought if leaf not in dropped][:count]
+        taken = {hit.leaf for hit in hits} | {leaf.leaf for leaf in dropped}
         seen = {line.leaf for line in household.history}
-        filler = [leaf for leaf in self._sellers(target.need, as_of) if leaf not in chosen and leaf not in seen]
-        tags = [*chosen, *filler][:count]
-        rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key and leaf not in tags]
-        tags += [str(leaf) for leaf in rng.permutation(rest)[: count - len(tags)]]
-        rng.shuffle(tags)
+        sellers = self._sellers(target.need, as_of)
+        rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
+        order = (
+            [line.leaf for line in shelf if line.why != "due again"] + sellers + [str(x) for x in rng.permutation(rest)]
+        )
+        filler = [leaf for leaf in dict.fromkeys(order) if leaf not in taken and leaf not in seen]
+        return [*hits, *filler[: count - len(hits)]]
+
+    def _expert(
+        self,
+        user_id: str,
+        household: Household,
+        target: Target,
+        proposals: Sequence[Future | str],
+        shelf: list[ShelfLine],
+        as_of: datetime,
+    ) -> Example:
         task = ExpertTask(
             user_id=user_id,
             as_of=as_of,
             profile=household.profile,
             persona=target.persona,
             signals=household.signals,
+            shelf=shelf,
         )
-        texts = [tag_text(tag) for tag in tags]
+        texts = list(dict.fromkeys(tag_text(_leaf(proposal)) for proposal in proposals))
         return _example(
             "expert",
             expert_values(task, len(texts)),
             TagList(tags=texts),
             tags_schema(len(texts)),
-            [leaf for leaf in target.bought if leaf.leaf in chosen],
+            [leaf for leaf in proposals if isinstance(leaf, Future)],
+            kind=_kind(task, proposals),
         )
 
-    def _arbiter(self, household: Household, targets: Sequence[Target], as_of: datetime, rng: Generator) -> Example:
-        """From a pool of hits, misfits of the same needs and near duplicates: the hits, new ones first."""
-        hits = {tag_text(leaf.leaf): (leaf, target) for target in targets for leaf in target.bought}
-        picks = sorted(hits, key=lambda tag: (not hits[tag][0].new, tag))[: self._settings.picks]
-        pool = [ProposedTag(tag=tag, persona=hits[tag][1].persona.name) for tag in picks]
-        for target in targets:
-            misfits = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
-            names = [tag_text(str(leaf)) for leaf in rng.permutation(misfits)[:5]]
-            pool += [ProposedTag(tag=tag, persona=target.persona.name) for tag in names if tag not in hits]
-            double = rng.choice([proposed.tag for proposed in pool])
-            pool.append(ProposedTag(tag=f"store brand {double}"[:48], persona=target.persona.name))
-        pool = list({proposed.tag: proposed for proposed in pool}.values())
-        pool = [pool[i] for i in rng.permutation(len(pool))]
-        answer = Selection(picks=[PickedTag(tag=tag, reason=_reason(hits[tag][0], household)) for tag in picks])
+    def _pooled(
+        self, proposals: Sequence[Future | str], target: Target, rng: Generator
+    ) -> tuple[list[ProposedTag], set[str]]:
+        """An expert's tags, not yet the hits first, among misfits and a near duplicate; and which those are."""
+        good = [tag_text(_leaf(proposal)) for proposal in proposals]
+        misfits = [tag_text(str(leaf)) for leaf in rng.permutation(list(self._need_of))[:2]]
+        misfits.append(f"store brand {good[int(rng.integers(len(good)))]}"[:48].strip())
+        tags = [*good, *misfits]
+        pooled = [ProposedTag(tag=tags[i], persona=target.persona.name) for i in rng.permutation(len(tags))]
+        return pooled, set(misfits) - set(good)
+
+    def _arbiter(
+        self,
+        household: Household,
+        targets: Sequence[Target],
+        pool: Sequence[ProposedTag],
+        unfit: set[str],
+        future: Sequence[Future],
+        as_of: datetime,
+    ) -> Example:
+        """From the pool: what was bought next, new things first, then others of the personas in turn."""
+        pool = list({proposed.tag.casefold(): proposed for proposed in reversed(pool)}.values())[::-1]
+        bought = {tag_text(leaf.leaf): leaf for leaf in future}
+        hits = sorted((p.tag for p in pool if p.tag in bought), key=lambda tag: not bought[tag].new)
+        others = [[p.tag for p in pool if p.persona == t.persona.name and p.tag not in unfit] for t in targets]
+        turns = [tag for turn in zip_longest(*others) for tag in turn if tag]
+        picks = list(dict.fromkeys([*hits, *turns]))[: self._settings.picks]
+        answer = Selection(picks=[PickedTag(tag=tag, reason=_reason(tag, household)) for tag in picks])
         fields = arbiter_values(as_of, household, [target.persona for target in targets], pool, len(picks))
         schema = selection_schema([proposed.tag for proposed in pool], len(picks))
-        return _example("arbiter", fields, answer, schema, [hits[tag][0] for tag in picks])
+        return _example("arbiter", fields, answer, schema, [bought[tag] for tag in picks if tag in bought])
 
     def _explanation(
         self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator
@@ -364,26 +425,41 @@ class Builder:
         return [leaf for leaf in sold if leaf in self._need_of and self._need_of[leaf].key == need.key]
 
 
-def tag_text(leaf: str) -> str:
-    """A leaf's name as one would type it into a search: `Shredded Cheese` is `shredded cheese`."""
-    return leaf.lower()[:48].strip(" ,-")
+def _kind(task: ExpertTask, proposals: Sequence[Future | str]) -> Kind:
+    """What of the moment the purchases followed: a trend, an occasion, or none."""
+    hits = {proposal.leaf for proposal in proposals if isinstance(proposal, Future) and proposal.new}
+    rising = {leaf for signal in task.signals if signal.kind == "trend" for leaf in signal.categories}
+    if hits & rising:
+        return "trending"
+    occasions = [signal for signal in task.persona.signals if signal.kind in ("holiday", "season")]
+    return "situational" if occasions else "behaviour"
 
 
-def _reason(leaf: Future, household: Household) -> str:
-    """Why a tag hits, from facts of the prompt alone."""
+def _leaf(proposal: Future | str) -> str:
+    return proposal.leaf if isinstance(proposal, Future) else proposal
+
+
+def _reason(tag: str, household: Household) -> str:
+    """Why a tag was picked, from facts of the prompt alone."""
     for signal in household.signals:
-        if leaf.leaf in signal.categories:
+        if tag in map(tag_text, signal.categories):
             return "rising this week" if signal.kind == "trend" else "on promotion now"
-    return "new, fits the persona" if leaf.new else "bought before"
+    known = {tag_text(line.leaf) for line in household.history if line.leaf}
+    return "bought before" if tag in known else "new, fits the persona"
 
 
 def _example(
-    agent: Agent, fields: dict[str, Value], answer: BaseModel, schema: type[BaseModel], targets: Sequence[Future]
+    agent: Agent,
+    fields: dict[str, Value],
+    answer: BaseModel,
+    schema: type[BaseModel],
+    targets: Sequence[Future],
+    kind: Kind = "behaviour",
 ) -> Example:
     """An example whose answer is valid by the very schema that the server will hold the agent to."""
     text = answer.model_dump_json()
     schema.model_validate_json(text)
-    return Example(agent, fields, text, len(targets), sum(leaf.new for leaf in targets))
+    return Example(agent, kind, fields, text, len(targets), sum(leaf.new for leaf in targets))
 
 
 def _one(texts: Sequence[str], rng: Generator) -> str:
@@ -407,49 +483,90 @@ def _leaf_sales(view: Dataset, midnight: datetime) -> tuple[str, ...]:
 
 
 def write_training_data(
-    directory: Path, out: Path, settings: Settings, users: int | None, report: Callable[[str], None]
+    directory: Path,
+    out: Path,
+    settings: Settings,
+    mixture: Mixture,
+    users: int | None,
+    report: Callable[[str], None],
+    model: str = BASE_MODEL,
 ) -> dict[str, object]:
-    """Write `examples.parquet` and its card `card.json`; the same settings give the same bytes.
+    """Write `examples.parquet` and its card `card.json`; the same settings give the same examples.
 
     Args:
         directory: data set.
         out: where to.
         settings: on the card.
+        mixture: shares of what the examples teach.
         users: only so many households, the first of a seeded order; None for all.
         report: called with a sentence on the progress.
+        model: whose own answers are the general examples.
     """
     view = training_view(open_dataset(directory))
     builder = Builder(view, settings)
     everybody = sorted(_all_events(view)["user_id"].unique())
-    chosen = np.random.default_rng(settings.seed).permutation(everybody)[:users]
+    chosen = [str(user) for user in np.random.default_rng(settings.seed).permutation(everybody)[:users]]
+    quota = mixture.quota(settings.experts, ABSENT_KINDS)
+    # A twentieth of the households validates, so a twentieth of the examples does.
+    quotas = {
+        **{("train", *key): count for key, count in quota.items()},
+        **{("validation", *key): max(8, round(count * VALIDATION_SHARE)) for key, count in quota.items()},
+    }
     rows: list[tuple[object, ...]] = []
-    for number, user_id in enumerate(map(str, chosen), 1):
+    filled: Counter[tuple[str, str, str]] = Counter()
+    general = quota["general", "general"]
+    if general:
+        held = quotas["validation", "general", "general"]
+        pairs = general_examples(general + held, model_path(model, report), settings.seed, report)
+        for number, (question, answer) in enumerate(pairs):
+            split = "validation" if number < held else "train"
+            rows.append(("general", "general", "", TRAIN_END, split, "", question, answer, 0, 0))
+    wanted = {key: count for key, count in quotas.items() if key[1] != "general"}
+    cuts = {user_id: builder.cuts(user_id) for user_id in chosen}
+    turns = range(settings.cuts_per_user)
+    visits = [(user_id, cuts[user_id][turn]) for turn in turns for user_id in chosen if turn < len(cuts[user_id])]
+    for number, (user_id, as_of) in enumerate(visits, 1):
         split = "validation" if zlib.crc32(user_id.encode()) % 1000 < 1000 * VALIDATION_SHARE else "train"
-        for as_of, example in builder.examples(user_id):
-            system, question = load_prompt(example.agent, "v1").render(example.prompt_fields)
-            texts = (str(system.content), str(question.content), example.answer)
-            rows.append((example.agent, user_id, as_of, split, *texts, example.targets, example.new_targets))
+        if all(filled[key] >= count for key, count in wanted.items() if key[0] == split):
+            continue
+        for example in builder.examples(user_id, as_of):
+            key = (split, example.agent, example.kind)
+            if filled[key] < wanted.get(key, 0):
+                filled[key] += 1
+                rows.append(_row(example, user_id, as_of, split))
         if number % 50 == 0:
-            report(f"{number:,} of {len(chosen):,} households, {len(rows):,} examples")
+            done = sum(filled.values())
+            report(f"{number:,} cut points read, {done:,} of {sum(wanted.values()):,} examples")
     table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     out.mkdir(parents=True, exist_ok=True)
     table.write_parquet(out / "examples.parquet", compression="zstd")
-    card = _card(table, view, settings, (out / "examples.parquet").read_bytes())
+    card = _card(table, view, settings, mixture, (out / "examples.parquet").read_bytes())
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
-def _card(table: pl.DataFrame, view: Dataset, settings: Settings, content: bytes) -> dict[str, object]:
-    counts = table.group_by("agent", "split").len().sort("agent", "split").rows()
-    shares = table.group_by("agent").agg(pl.col("new_targets").sum() / pl.col("targets").sum()).sort("agent").rows()
+def _row(example: Example, user_id: str, as_of: datetime, split: str) -> tuple[object, ...]:
+    system, question = load_prompt(example.agent, "v1").render(example.prompt_fields)
+    texts = (str(system.content), str(question.content), example.answer)
+    return (example.agent, example.kind, user_id, as_of, split, *texts, example.targets, example.new_targets)
+
+
+def _card(
+    table: pl.DataFrame, view: Dataset, settings: Settings, mixture: Mixture, content: bytes
+) -> dict[str, object]:
+    counts = table.group_by("agent", "kind", "split").len().sort("agent", "kind", "split").rows()
+    tuned = table.filter(pl.col("agent") != "general")
+    shares = tuned.group_by("agent").agg(pl.col("new_targets").sum() / pl.col("targets").sum()).sort("agent").rows()
     return {
         "data_set": view.info.name,
         "events_before": TRAIN_END.isoformat(),
         "held_out_baskets": HELD_OUT_BASKETS,
         "last_event": view.last_event.isoformat(),
         "settings": asdict(settings),
-        "households": table["user_id"].n_unique(),
-        "examples": {f"{agent}.{split}": count for agent, split, count in counts},
+        "mixture": mixture.model_dump(),
+        "kinds_that_the_data_can_not_have": sorted(ABSENT_KINDS),
+        "households": tuned["user_id"].n_unique(),
+        "examples": {f"{agent}.{kind}.{split}": count for agent, kind, split, count in counts},
         "new_share_of_targets": {agent: round(share, 3) for agent, share in shares},
         "sha256": hashlib.sha256(content).hexdigest(),
     }

@@ -151,6 +151,53 @@ async def test_one_expert_less_is_a_failure_in_the_list(context: Context, server
     assert result.usage.by_agent["expert"].llm_calls == 4  # the two rejected answers are paid for too
 
 
+async def test_experts_are_shown_shelves_and_held_to_the_vocabulary_where_that_is_asked(
+    context: Context, server: ScriptedServer
+) -> None:
+    await recommend(context)
+    free = _expert_requests(server)
+    assert any("Shelf:\n- " in body["messages"][-1]["content"] for body in free)
+    server.requests.clear()
+    await recommend(context, shelf=0, vocabulary=True)
+    held = _expert_requests(server)
+    assert all("Shelf:\n(none)" in body["messages"][-1]["content"] for body in held)
+    schemas = [
+        body["response_format"]["json_schema"]["schema"]["properties"]["tags"]["items"] for body in [*free, *held]
+    ]
+    assert ["enum" in schema for schema in schemas] == [False] * len(free) + [True] * len(held)
+    assert "white milk" in schemas[-1]["enum"]
+
+
+def _expert_requests(server: ScriptedServer) -> list[dict[str, Any]]:
+    return [body for body in server.requests if body["response_format"]["json_schema"]["name"] == "expert"]
+
+
+async def test_a_tag_picked_twice_counts_once_and_the_experts_fill_the_list(
+    context: Context, server: ScriptedServer
+) -> None:
+    def answer(name: str, body: dict[str, Any]) -> Reply:
+        text = good_answer(name, body)
+        if name == "arbiter":
+            picks = json.loads(text)["picks"]
+            text = json.dumps({"picks": [*picks[:-2], picks[0], picks[0]]})
+        return Reply(text)
+
+    server.answer = answer
+    state = await intent_graph.ainvoke(REQUEST, context=context)
+    proposed = [tag.proposed for tag in state["tags"]]
+    assert len(proposed) == len(set(proposed))
+    note = "the arbiter named 2 of its 8 picks twice: the experts' own tags fill its list"
+    assert note in state["degraded"]
+    assert state["failures"] == state["rejected"] == []
+
+
+async def test_an_agent_may_have_a_model_of_its_own(context: Context, server: ScriptedServer) -> None:
+    result = await recommend(context, expert_model="tuned-expert")
+    assert {body["model"] for body in _expert_requests(server)} == {"tuned-expert"}
+    assert result.usage.by_agent["expert"].models == ["tuned-expert"]
+    assert result.usage.by_agent["planner"].models == [context.model]
+
+
 async def test_without_experts_there_are_no_tags_but_an_answer(context: Context, server: ScriptedServer) -> None:
     script(server, "expert", Reply("nonsense"))
     result = await recommend(context)

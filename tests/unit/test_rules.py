@@ -83,7 +83,7 @@ def test_the_wheel_carries_every_file_of_its_packages(tmp_path: Path) -> None:
     subprocess.run([*command, str(tmp_path / "source")], check=True, capture_output=True)
     inside = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    packages = ("recgpt", "training", "graphs", "agents", "tools", "prompts")
+    packages = ("recgpt", "training", "eval", "graphs", "agents", "tools", "prompts")
     assert {name for name in tracked if name.split("/")[0] in packages} - inside == set()
 
 

@@ -42,13 +42,17 @@ def test_the_server_is_told_the_same_bounds() -> None:
     assert "uniqueItems" not in text  # xgrammar refuses the whole schema for it
 
 
-def test_selection_picks_from_the_pool_and_no_tag_twice() -> None:
+def test_selection_picks_from_the_pool_and_mostly_once() -> None:
     schema = selection_schema(["milk", "bread", "eggs"], 2)
     pick = lambda *tags: json.dumps({"picks": [{"tag": tag, "reason": "due"} for tag in tags]})  # noqa: E731
     assert [p.tag for p in schema.model_validate_json(pick("eggs", "milk")).picks] == ["eggs", "milk"]
-    for bad in (pick("eggs", "eggs"), pick("eggs"), pick("eggs", "beer")):
+    for bad in (pick("eggs"), pick("eggs", "beer"), pick("eggs", "milk", "bread")):
         with pytest.raises(ValidationError):
             schema.model_validate_json(bad)
+    three = selection_schema(["milk", "bread", "eggs"], 3)
+    assert three.model_validate_json(pick("eggs", "eggs", "milk"))
+    with pytest.raises(ValidationError, match="picked more than once: eggs"):
+        three.model_validate_json(pick("eggs", "eggs", "eggs"))
 
 
 def test_tag_lists_have_the_count_asked_for() -> None:

@@ -9,16 +9,26 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import AS_OF, ROOT
-from tools.errors import DatasetError
+from tools.errors import DatasetError, ModelFilesError
+from tools.models import adapter_digest, merge_adapter
 from training.data import SCHEMA
-from training.sft import CPU_RECIPE, read_examples, train
+from training.sft import RECIPES, read_examples, train, truncated_trainer
 
 RECIPE = replace(
-    CPU_RECIPE, rank=4, learning_rate=5e-3, warmup_steps=1, accumulate=4, evaluate_every=6, max_length=128, patience=9
+    RECIPES["cpu"],
+    rank=4,
+    learning_rate=5e-3,
+    warmup_steps=1,
+    accumulate=4,
+    evaluate_every=6,
+    max_length=128,
+    patience=9,
 )
 
 
@@ -39,8 +49,8 @@ def data(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     rows = [
-        ("expert", f"u{n}", AS_OF, "validation" if n % 10 == 0 else "train", "You write tags.", f"Need {n}",
-         '{"tags":["white milk","bread"]}', 2, 1)
+        ("expert", "behaviour", f"u{n}", AS_OF, "validation" if n % 10 == 0 else "train",
+         "You write tags.", f"Need {n}", '{"tags":["white milk","bread"]}', 2, 1)
         for n in range(50)
     ]  # fmt: skip
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(directory / "examples.parquet")
@@ -66,6 +76,65 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_same_weights(tiny_model: str,
     assert again["validation_loss"]["best"] == pytest.approx(losses["best"], abs=1e-3)  # type: ignore[index]
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "killed"))
     assert all(torch.allclose(one[key].float(), other[key].float(), atol=2e-2) for key in one)
+
+
+def test_whole_gradients_in_batches_learn_the_same(tiny_model: str, data: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, prompt_gradient=None, batch=4, accumulate=1)
+    losses = train("all", data, tmp_path / "out", recipe, None, say, tiny_model)["validation_loss"]
+    assert isinstance(losses, dict)
+    assert losses["best"] < losses["first"]
+
+
+@pytest.mark.parametrize("reach", [0, 3, 1000])
+def test_a_truncated_gradient_changes_no_loss_and_ends_where_it_is_told(tiny_model: str, reach: int) -> None:
+    torch.manual_seed(1)
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    ids = torch.randint(5, 500, (1, 12))
+    labels = ids.clone()
+    labels[0, :8] = -100
+    logits = model(input_ids=ids).logits[0, 7:-1]
+    expected = cross_entropy(logits, ids[0, 8:], reduction="sum") / 10
+    inputs = {"input_ids": ids, "labels": labels}
+    trainer = truncated_trainer(reach)
+    loss = trainer.compute_loss(None, model, inputs, num_items_in_batch=torch.tensor(10))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    queries = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A.default.weight
+    truncated, whole = (torch.autograd.grad(value, queries, retain_graph=True)[0] for value in (loss, expected))
+    assert torch.allclose(truncated, whole, rtol=1e-3, atol=1e-7) == (reach == 1000)
+
+
+def test_the_shipped_form_merges_to_what_was_trained(tiny_model: str, data: Path, tmp_path: Path) -> None:
+    card = train("all", data, tmp_path / "out", RECIPE, 8, say, tiny_model)
+    adapter = tmp_path / "out" / "adapter"
+    assert adapter_digest(adapter) == card["sha256"]
+    merge_adapter(Path(tiny_model), adapter, tmp_path / "merged", say)
+    ids = torch.randint(5, 500, (1, 12))
+    base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.inference_mode():
+        untuned, found = base(ids).logits, merged(ids).logits
+        expected = PeftModel.from_pretrained(base, str(adapter))(ids).logits
+    assert (found - expected).abs().max() < 0.1 * (untuned - expected).abs().max()
+
+
+def test_an_adapter_of_another_base_or_with_other_weights_is_refused(
+    tiny_model: str, data: Path, tmp_path: Path
+) -> None:
+    train("all", data, tmp_path / "out", RECIPE, 4, say, tiny_model)
+    adapter = tmp_path / "out" / "adapter"
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"another model")
+    with pytest.raises(ModelFilesError, match="was trained on a model with SHA-256"):
+        merge_adapter(other, adapter, tmp_path / "merged", say)
+    (adapter / "adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ModelFilesError, match="its card says"):
+        adapter_digest(adapter)
+    (adapter / "card.json").unlink()
+    with pytest.raises(ModelFilesError, match="no adapter of ours"):
+        adapter_digest(adapter)
 
 
 def test_data_that_is_not_its_cards_is_refused(data: Path) -> None:

@@ -40,7 +40,7 @@ def test_trends_rise_against_the_weeks_before_and_never_look_ahead(tmp_path: Pat
     dataset = open_dataset(write_small_dataset(tmp_path / "d", before + after + same_day))
     rising = trends(dataset, datetime(2017, 11, 17))
     assert [s.categories for s in rising] == [["Canned Pumpkin"]]
-    assert rising[0].text.startswith("Rising this week: Canned Pumpkin (bought 30.0 times as often")
+    assert rising[0].text.startswith("Rising this week: Canned Pumpkin (30.0x the weeks before)")
 
 
 def test_constant_sales_do_not_rise_and_a_young_data_set_has_no_trends(tmp_path: Path) -> None:

@@ -9,19 +9,24 @@ import polars as pl
 import pytest
 
 from agents.schemas import TagList
+from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from tools.dataset import Dataset
 from tools.datasets.completejourney import names
-from training.data import HELD_OUT_BASKETS, HORIZON, TRAIN_END, Settings, tag_text, training_view, write_training_data
+from tools.shelf import tag_text
+from training.data import HORIZON, Settings, training_view, write_training_data
 from training.explanations import load_phrases
+from training.mixture import load_mixture, load_neutral
 from training.needs import load_needs
 
 USERS = 25
+MIXTURE = load_mixture().model_copy(update={"general": 0.0})
+"""Without the base model's answers: they need the model and minutes."""
 
 
 @pytest.fixture(scope="module")
 def examples(journey_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     out = tmp_path_factory.mktemp("examples")
-    write_training_data(journey_dir, out, Settings(), USERS, lambda message: None)
+    write_training_data(journey_dir, out, Settings(), MIXTURE, USERS, lambda message: None)
     return pl.read_parquet(out / "examples.parquet")
 
 
@@ -53,8 +58,12 @@ def test_targets_were_bought_after_the_cut_and_prompts_know_only_what_was_before
     for row in examples.filter(pl.col("agent") == "arbiter").head(20).iter_rows(named=True):
         events = view.events_before(row["as_of"] + HORIZON, since=row["as_of"])
         bought = {tag_text(leaf_of[item]) for item in events.filter(pl.col("user_id") == row["user_id"])["item_id"]}
-        picks = {pick["tag"] for pick in json.loads(row["answer"])["picks"]}
-        assert picks <= bought
+        picks = [pick["tag"] for pick in json.loads(row["answer"])["picks"]]
+        pool = re.findall(r"^- (.+) \[.+\]$", row["user"], re.M)
+        assert set(picks) <= set(pool)
+        hits = min(len(set(pool) & bought), len(picks))
+        assert set(picks[:hits]) <= bought  # what was bought comes first, then what might have been
+        assert row["targets"] == hits
     for row in examples.filter(pl.col("agent") == "planner").head(20).iter_rows(named=True):
         own = view.events_before(row["as_of"]).filter(pl.col("user_id") == row["user_id"])
         titles = set(view.items.filter(pl.col("item_id").is_in(own["item_id"].to_list()))["title"])
@@ -67,6 +76,9 @@ def test_half_of_what_experts_are_asked_for_is_new(examples: pl.DataFrame) -> No
     experts = examples.filter(pl.col("agent") == "expert")
     share = experts["new_targets"].sum() / experts["targets"].sum()
     assert 0.35 < share < 0.65
+    for row in experts.iter_rows(named=True):
+        known = row["targets"] - row["new_targets"]
+        assert known <= 15 // 2  # the other tags are all new: bought next, or what sells beside it
     tags = [TagList.model_validate_json(answer).tags for answer in experts["answer"]]
     assert all(len(set(row)) == 15 for row in tags)
     leaves = {tag_text(leaf) for leaf in names("product_types").values()}
@@ -91,8 +103,34 @@ def test_texts_vary_in_build_and_name_their_item(examples: pl.DataFrame) -> None
 
 def test_the_same_seed_gives_the_same_bytes(journey_dir: Path, tmp_path: Path) -> None:
     cards = [
-        write_training_data(journey_dir, tmp_path / name, Settings(seed=seed), 4, lambda message: None)
+        write_training_data(journey_dir, tmp_path / name, Settings(seed=seed), MIXTURE, 4, lambda message: None)
         for name, seed in (("a", 7), ("b", 7), ("c", 8))
     ]
     assert cards[0] == cards[1]
     assert cards[0]["sha256"] != cards[2]["sha256"]
+
+
+def test_shares_are_those_of_the_mixture() -> None:
+    quota = load_mixture().quota(900, frozenset(["weather"]))
+    experts = {kind: count for (agent, kind), count in quota.items() if agent == "expert"}
+    assert experts.keys() == {"behaviour", "trending", "situational"}
+    assert sum(experts.values()) == pytest.approx(900, abs=2)
+    assert experts["behaviour"] / experts["trending"] == pytest.approx(32.17 / 6.97, rel=0.02)
+    general = quota["general", "general"]
+    assert general / (general + 900) == pytest.approx(0.5231, abs=0.001)
+
+
+def test_neutral_prompts_are_many_and_have_nothing_of_a_shop() -> None:
+    neutral = load_neutral()
+    prompts = {form.format(topic=topic) for form in neutral.forms for topic in neutral.topics}
+    assert len(prompts) == len(neutral.forms) * len(neutral.topics) >= 1000
+    assert not [prompt for prompt in prompts if re.search(r"household|persona|tag|recommend", prompt)]
+
+
+def test_a_quota_is_filled_and_not_more(journey_dir: Path, tmp_path: Path) -> None:
+    card = write_training_data(journey_dir, tmp_path, Settings(experts=20), MIXTURE, None, lambda message: None)
+    examples = card["examples"]
+    assert isinstance(examples, dict)
+    train = {key: count for key, count in examples.items() if key.endswith("train")}
+    assert sum(count for key, count in train.items() if key.startswith("expert")) == pytest.approx(20, abs=1)
+    assert train["planner.behaviour.train"] == 8

@@ -1,0 +1,67 @@
+"""What is trained on, chosen on and tested on (leave-last-basket-out).
+
+A household's last basket is for tests, the one before it for every choice; no weight has seen either, nor anything
+from `TRAIN_END` on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from tools.dataset import Dataset
+
+TRAIN_END = datetime(2017, 11, 17)
+"""The evaluation weeks, and the year's only Thanksgiving, start here: no weight may have seen them."""
+HELD_OUT_BASKETS = 2
+"""A household's last baskets: the last is tested on, the one before it is what choices are validated on."""
+VALIDATION_BASKET = 2
+"""From the end: the last basket but one."""
+LEAST_BASKETS = 3
+"""Of a household, so that something comes before the held-out ones."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One household before one basket."""
+
+    user_id: str
+    as_of: datetime
+    """Start of the basket: a request at this moment sees nothing of it."""
+    target: frozenset[str]
+    """Distinct leaves of the basket."""
+    bought: frozenset[str]
+    """Leaves that the household bought before; a target that is not among them is new."""
+
+
+def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[Case]:
+    """Households with their basket number `basket` from the end as the target.
+
+    Args:
+        dataset: the data set.
+        basket: 1 for the last basket, `VALIDATION_BASKET` for the one before it.
+        users: how many households, drawn by `seed`; the first of a smaller draw are those of a larger one.
+        seed: of the draw.
+    """
+    leaves = dataset.items.select("item_id", leaf=pl.col("category").list.last())
+    events = dataset.events_before(dataset.last_event + timedelta(seconds=1)).join(leaves, on="item_id")
+    baskets = (
+        events.filter(pl.col("action") == "purchase")
+        .group_by("user_id", "session_id")
+        .agg(pl.col("timestamp").min(), pl.col("leaf").unique().sort())
+        .sort("timestamp", "session_id")
+        .group_by("user_id", maintain_order=True)
+        .agg("timestamp", "leaf")
+        .filter(pl.col("timestamp").list.len() >= LEAST_BASKETS)
+        .sort("user_id")
+    )
+    order = np.random.default_rng(seed).permutation(len(baskets))[:users]
+    cases = []
+    for user_id, starts, contents in baskets[order.tolist()].iter_rows():
+        as_of = starts[-basket]
+        before = [leaf for start, content in zip(starts, contents, strict=True) if start < as_of for leaf in content]
+        cases.append(Case(user_id, as_of, frozenset(contents[-basket]), frozenset(before)))
+    return cases

@@ -1,0 +1,211 @@
+"""What the agents' tags alone are worth: the intent graph on held-out baskets, beside popularity and the shelf.
+
+A line of the output is a household: what was asked, what each agent wrote, and what was bought. Lines of several
+runs (tuned, untuned, without a shelf ...) on the same households are compared by `compare_arms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from agents.context import Context
+from agents.schemas import CallRecord, Failure, Persona, ProposedTag, Request, Tag
+from eval.metrics import Estimate, estimate, hit_rate_at_k
+from eval.splits import Case
+from graphs.intent import graph
+from tools.dataset import Dataset
+from tools.embedding import Embedder
+from tools.errors import OutputError
+from tools.retrieval import POPULAR_DAYS, open_index
+from tools.shelf import ShelfLine, tag_text
+
+LIST = 30
+"""Leaves that count: HR@30."""
+
+T = TypeVar("T")
+Figures = dict[str, Estimate]
+
+
+class TagRun(BaseModel):
+    """One household's run, and what it bought."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: str
+    as_of: datetime
+    target: list[str]
+    bought: list[str]
+    history: list[str]
+    """Leaves of the history lines that the planner read."""
+    personas: list[Persona]
+    shelves: list[list[ShelfLine]]
+    pool: list[ProposedTag]
+    tags: list[Tag]
+    calls: list[CallRecord]
+    failures: list[Failure]
+
+    @property
+    def case(self) -> Case:
+        """The household and its basket."""
+        return Case(self.user_id, self.as_of, frozenset(self.target), frozenset(self.bought))
+
+
+async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None]) -> None:
+    """Run the intent graph for each case, `concurrency` at a time; `write` gets each run when it is there."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def run(case: Case) -> None:
+        async with slots:
+            state = await graph.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
+        write(
+            TagRun(
+                user_id=case.user_id,
+                as_of=case.as_of,
+                target=sorted(case.target),
+                bought=sorted(case.bought),
+                history=[line.leaf for line in state["household"].history if line.leaf],
+                personas=state["personas"],
+                shelves=state.get("shelves", []),
+                pool=state.get("pool", []),
+                tags=state["tags"],
+                calls=state.get("calls", []),
+                failures=state.get("failures", []),
+            )
+        )
+
+    async with asyncio.TaskGroup() as group:
+        for case in cases:
+            group.create_task(run(case))
+
+
+def read_runs(path: Path) -> list[TagRun]:
+    """The lines of an output file.
+
+    Raises:
+        OutputError: the file is missing or a line is no run.
+    """
+    try:
+        return [TagRun.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} has no lines of `recgpt eval tags`: {error}") from error
+
+
+def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedder: Embedder) -> dict[str, Figures]:
+    """The figures of each arm and of the baselines, all on the households that every arm has.
+
+    Raises:
+        OutputError: no household is in all of them.
+    """
+    shared = set.intersection(*({(run.user_id, run.as_of) for run in runs} for runs in arms.values()))
+    if not shared:
+        raise OutputError("the files have no household in common; run `recgpt eval tags` with the same --seed")
+    kept = {
+        name: sorted((run for run in runs if (run.user_id, run.as_of) in shared), key=lambda run: run.user_id)
+        for name, runs in arms.items()
+    }
+    figures = {name: measure(runs, dataset, embedder) for name, runs in kept.items()}
+    for name, runs in kept.items():
+        if any(shelf for run in runs for shelf in run.shelves):
+            figures[f"shelf of {name}"] = _hit_rates(runs, lambda run: [line.leaf for line in _in_turn(run.shelves)])
+    figures["popularity"] = _hit_rates(next(iter(kept.values())), lambda run: popular_leaves(dataset, run.as_of))
+    return figures
+
+
+def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Figures:
+    """The figures of one arm, each a mean over households.
+
+    `valid_calls`: share of calls whose answer held at the first try; `failed`: households with any failure;
+    `named_leaf`: proposed tags that are a leaf's name; `nearest_leaf`: cosine of a tag and its nearest leaf;
+    `new_share`: proposed tags for leaves never bought; `agreement`: personas whose name is nearer to their evidence
+    than to the household's other history lines (mean cosine of leaf names).
+    """
+    nearest = _nearest_leaves(runs, dataset, embedder)
+    names = {tag_text(path[-1]) for path in open_index(dataset, embedder).leaves}
+    figures: dict[str, list[float]] = {}
+
+    def add(key: str, values: Sequence[float]) -> None:
+        if values:
+            figures.setdefault(key, []).append(float(np.mean(values)))
+
+    for run in runs:
+        proposed = [entry.tag.casefold() for entry in run.pool]
+        add("valid_calls", [call.valid for call in run.calls if call.attempt == 1])
+        add("failed", [bool(run.failures)])
+        add("personas", [len(run.personas)])
+        add("final_tags", [len({tag.tag.casefold() for tag in run.tags})])
+        add("distinct_tags", [len(set(proposed))])
+        add("named_leaf", [tag in names for tag in proposed])
+        add("nearest_leaf", [nearest[tag][1] for tag in proposed])
+        add("new_share", [nearest[tag][0] not in run.bought for tag in proposed])
+        add("agreement", _agreement(run, embedder))
+    ranked = {run.user_id: [nearest[tag.casefold()][0] for tag in _tags_in_order(run)] for run in runs}
+    return {
+        **{key: estimate(values) for key, values in figures.items()},
+        **_hit_rates(runs, lambda run: ranked[run.user_id]),
+    }
+
+
+def popular_leaves(dataset: Dataset, as_of: datetime) -> list[str]:
+    """Leaves by purchases in the four weeks before the day of `as_of`, most first."""
+    midnight = datetime.combine(as_of.date(), datetime.min.time())
+    return (
+        dataset.events_before(midnight, since=midnight - timedelta(days=POPULAR_DAYS))
+        .filter(pl.col("action") == "purchase")
+        .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
+        .group_by("leaf")
+        .len()
+        .sort("len", "leaf", descending=[True, False])["leaf"]
+        .to_list()
+    )
+
+
+def _hit_rates(runs: Sequence[TagRun], order: Callable[[TagRun], list[str]]) -> Figures:
+    result: Figures = {}
+    ranked = [order(run) for run in runs]
+    for new in (False, True):
+        values = [hit_rate_at_k(leaves, run.case, LIST, new) for leaves, run in zip(ranked, runs, strict=True)]
+        result[f"hr@{LIST}.{'new' if new else 'all'}"] = estimate([value for value in values if value is not None])
+    return result
+
+
+def _tags_in_order(run: TagRun) -> list[str]:
+    """The arbiter's picks, then what it left, the experts in turn."""
+    picked = [tag.proposed for tag in run.tags]
+    names = dict.fromkeys(entry.persona for entry in run.pool)
+    experts = [[entry.tag for entry in run.pool if entry.persona == name] for name in names]
+    return list(dict.fromkeys([*picked, *_in_turn(experts)]))
+
+
+def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    return [entry for entry in chain.from_iterable(zip_longest(*lists)) if entry is not None]
+
+
+def _nearest_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> dict[str, tuple[str, float]]:
+    """The nearest leaf of each tag and its cosine (`tag2cat` of section 5), by the tag in lower case."""
+    tags = sorted({tag.casefold() for run in runs for tag in _tags_in_order(run)})
+    if not tags:
+        return {}
+    matches = open_index(dataset, embedder).nearest_leaves(tags)
+    return {tag: (match.path[-1], match.similarity) for tag, match in zip(tags, matches, strict=True)}
+
+
+def _agreement(run: TagRun, embedder: Embedder) -> list[float]:
+    """For each persona whether its name is nearer to its evidence than to the rest of the history."""
+    values = []
+    for persona in run.personas:
+        own = sorted({line.leaf for line in persona.evidence if line.leaf})
+        rest = sorted(set(run.history) - set(own))
+        if own and rest:
+            name, *vectors = embedder.embed([persona.name, *own, *rest])
+            similar = np.asarray(vectors) @ name
+            values.append(float(similar[: len(own)].mean() > similar[len(own) :].mean()))
+    return values

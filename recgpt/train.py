@@ -21,7 +21,7 @@ def data(
     seed: Annotated[int, typer.Option(help="of cut points, wordings and fillers")] = 7,
     users: Annotated[int | None, typer.Option(min=1, help="so many households [default: all]")] = None,
     cuts: Annotated[int, typer.Option(min=1, help="cut points a household, at most")] = 4,
-    experts: Annotated[int, typer.Option(min=1, help="experts' examples; the mixture gives the others")] = 900,
+    experts: Annotated[int, typer.Option(min=1, help="experts' examples; the mixture gives the others")] = 500,
     mixture: Annotated[Path, typer.Option(help="YAML with the shares of what the examples teach")] = MIXTURE_FILE,
 ) -> None:
     """Build prompts and answers for the agents from what households really bought next."""

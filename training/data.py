@@ -97,7 +97,7 @@ class Settings:
 
     seed: int = 7
     cuts_per_user: int = 4
-    experts: int = 900
+    experts: int = 500
     """Training examples of experts; how many the others get follows from the mixture."""
     personas: int = 3
     tags: int = 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
@@ -20,11 +20,13 @@ from prompts.template import Value
 
 TOKENS_A_PICK = 34
 
+T = TypeVar("T")
+
 
 async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> IntentState:
     """Pick `T_final = f_arbiter(T_1 + ... + T_K, C)`, best first; the tags are not grounded yet."""
     context = context_of(runtime)
-    pool = _distinct(state.get("pool", []))
+    pool = distinct_tags(state.get("pool", []))
     if not pool:
         return {"tags": [], "degraded": ["no tags: no expert gave a valid answer"]}
     prompt = await read_prompt("arbiter", context.arbiter_prompt, context.arbiter_instructions)
@@ -42,7 +44,7 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
     persona_of = {proposed.tag: proposed.persona for proposed in pool}
     picks = {pick.tag: pick.reason for pick in reversed(asked.answer.picks)}
     chosen = [_tag(tag, persona_of[tag], picks[tag]) for tag in dict.fromkeys(pick.tag for pick in asked.answer.picks)]
-    rest = [tag for tag in _in_turn(state["personas"], pool) if tag.tag not in picks]
+    rest = [tag for tag in _experts_in_turn(state["personas"], pool) if tag.tag not in picks]
     note = f"the arbiter named {count - len(chosen)} of its {count} picks twice: the experts' own tags fill its list"
     return {
         "tags": [*chosen, *rest[: count - len(chosen)]],
@@ -54,20 +56,23 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
 
 async def record_arbiter_failure(state: IntentState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """Without a verdict on the set the experts' own tags go on, one of each in turn, and the answer says so."""
-    tags = _in_turn(state["personas"], _distinct(state["pool"]))[: context_of(runtime).final_tags]
+    tags = _experts_in_turn(state["personas"], distinct_tags(state["pool"]))[: context_of(runtime).final_tags]
     note = "tags are the experts' own, in turn: the arbiter gave no valid answer"
     update = {**failed("arbiter", "household", error.error), "tags": tags, "degraded": [note]}
     return Command(update=update, goto="ground_tags")
 
 
-def _in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> list[Tag]:
-    """The experts' tags, one of each expert in turn."""
+def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    """The first entry of each list, then the second of each, and so on."""
+    return [entry for entry in chain.from_iterable(zip_longest(*lists)) if entry is not None]
+
+
+def _experts_in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> list[Tag]:
     experts = [[proposed for proposed in pool if proposed.persona == persona.name] for persona in personas]
-    turns = [proposed for proposed in chain.from_iterable(zip_longest(*experts)) if proposed]
-    return [_tag(proposed.tag, proposed.persona, "") for proposed in turns]
+    return [_tag(proposed.tag, proposed.persona, "") for proposed in in_turn(experts)]
 
 
-def _distinct(pool: list[ProposedTag]) -> list[ProposedTag]:
+def distinct_tags(pool: Sequence[ProposedTag]) -> list[ProposedTag]:
     """The first of tags that differ in case only."""
     return list({proposed.tag.casefold(): proposed for proposed in reversed(pool)}.values())[::-1]
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
-from itertools import chain, zip_longest
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from agents.arbiter import in_turn
 from agents.context import Context
 from agents.schemas import CallRecord, Failure, Persona, ProposedTag, Request, Tag
 from eval.metrics import Estimate, estimate, hit_rate_at_k
@@ -24,14 +22,13 @@ from eval.splits import Case
 from graphs.intent import graph
 from tools.dataset import Dataset
 from tools.embedding import Embedder
-from tools.errors import OutputError
-from tools.retrieval import POPULAR_DAYS, open_index
+from tools.errors import OutputError, RecGPTError, ServerUnreachableError
+from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
 
 LIST = 30
 """Leaves that count: HR@30."""
 
-T = TypeVar("T")
 Figures = dict[str, Estimate]
 
 
@@ -60,12 +57,19 @@ class TagRun(BaseModel):
 
 
 async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None]) -> None:
-    """Run the intent graph for each case, `concurrency` at a time; `write` gets each run when it is there."""
+    """Run the intent graph for each case, `concurrency` at a time; `write` gets each run when it is there.
+
+    Raises:
+        ServerUnreachableError: the server is gone; what is finished is written, the rest is cancelled.
+    """
     slots = asyncio.Semaphore(concurrency)
 
     async def run(case: Case) -> None:
         async with slots:
             state = await graph.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
+        for failure in state.get("failures", []):
+            if failure.kind == "server_unreachable":
+                raise ServerUnreachableError(f"{failure.reason}. Finished households are kept: run the same again")
         write(
             TagRun(
                 user_id=case.user_id,
@@ -82,9 +86,12 @@ async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, w
             )
         )
 
-    async with asyncio.TaskGroup() as group:
-        for case in cases:
-            group.create_task(run(case))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for case in cases:
+                group.create_task(run(case))
+    except* RecGPTError as errors:
+        raise errors.exceptions[0] from None
 
 
 def read_runs(path: Path) -> list[TagRun]:
@@ -115,8 +122,8 @@ def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedde
     figures = {name: measure(runs, dataset, embedder) for name, runs in kept.items()}
     for name, runs in kept.items():
         if any(shelf for run in runs for shelf in run.shelves):
-            figures[f"shelf of {name}"] = _hit_rates(runs, lambda run: [line.leaf for line in _in_turn(run.shelves)])
-    figures["popularity"] = _hit_rates(next(iter(kept.values())), lambda run: popular_leaves(dataset, run.as_of))
+            figures[f"shelf of {name}"] = _hit_rates(runs, lambda run: [line.leaf for line in in_turn(run.shelves)])
+    figures["popularity"] = _hit_rates(next(iter(kept.values())), lambda run: _popular(dataset, run.as_of))
     return figures
 
 
@@ -154,18 +161,9 @@ def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Fig
     }
 
 
-def popular_leaves(dataset: Dataset, as_of: datetime) -> list[str]:
-    """Leaves by purchases in the four weeks before the day of `as_of`, most first."""
-    midnight = datetime.combine(as_of.date(), datetime.min.time())
-    return (
-        dataset.events_before(midnight, since=midnight - timedelta(days=POPULAR_DAYS))
-        .filter(pl.col("action") == "purchase")
-        .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
-        .group_by("leaf")
-        .len()
-        .sort("len", "leaf", descending=[True, False])["leaf"]
-        .to_list()
-    )
+def _popular(dataset: Dataset, as_of: datetime) -> list[str]:
+    """Popularity as it was known at the start of the day."""
+    return list(popular_leaves(dataset, datetime.combine(as_of.date(), datetime.min.time())))
 
 
 def _hit_rates(runs: Sequence[TagRun], order: Callable[[TagRun], list[str]]) -> Figures:
@@ -182,11 +180,7 @@ def _tags_in_order(run: TagRun) -> list[str]:
     picked = [tag.proposed for tag in run.tags]
     names = dict.fromkeys(entry.persona for entry in run.pool)
     experts = [[entry.tag for entry in run.pool if entry.persona == name] for name in names]
-    return list(dict.fromkeys([*picked, *_in_turn(experts)]))
-
-
-def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
-    return [entry for entry in chain.from_iterable(zip_longest(*lists)) if entry is not None]
+    return list(dict.fromkeys([*picked, *in_turn(experts)]))
 
 
 def _nearest_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> dict[str, tuple[str, float]]:

@@ -12,7 +12,7 @@ from tools.errors import SettingError
 from tools.models import BASE_MODEL
 from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
-from training.sft import AGENTS, RECIPES, train
+from training.sft import RECIPES, TUNED_AGENTS, train
 
 
 def data(
@@ -31,7 +31,7 @@ def data(
 
 
 def sft(
-    agent: Annotated[str, typer.Argument(help=f"one of {', '.join(AGENTS)}, or all")] = "all",
+    agent: Annotated[str, typer.Argument(help=f"one of {', '.join(TUNED_AGENTS)}, or all")] = "all",
     data: Annotated[Path, typer.Option(help="what `recgpt train data` wrote")] = Path("runs/train/data"),
     out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
         "runs/train/sft"

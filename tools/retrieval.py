@@ -148,6 +148,19 @@ def popular_items(dataset: Dataset, before: datetime, count: int) -> list[str]:
     )
 
 
+@load_once(maxsize=512)
+def popular_leaves(dataset: Dataset, before: datetime) -> tuple[str, ...]:
+    """Leaf categories by purchases in the four weeks before `before`, most first."""
+    return tuple(
+        dataset.events_before(before, since=before - timedelta(days=POPULAR_DAYS))
+        .filter(pl.col("action") == "purchase")
+        .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
+        .group_by("leaf")
+        .len()
+        .sort("len", "leaf", descending=[True, False])["leaf"]
+    )
+
+
 def _flat(vectors: Embeddings) -> faiss.IndexFlatIP:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)

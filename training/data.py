@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +24,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from agents.arbiter import arbiter_values
+from agents.arbiter import arbiter_values, distinct_tags, in_turn
 from agents.expert import expert_values
 from agents.explainer import explainer_values
 from agents.planner import planner_values
@@ -52,12 +51,12 @@ from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
 from tools.dataset import Dataset, open_dataset
 from tools.history import HistoryLine, number_lines, read_history
-from tools.loading import load_once
 from tools.models import BASE_MODEL, model_path
-from tools.shelf import ShelfLine, fill_shelves, tag_text
+from tools.retrieval import popular_leaves
+from tools.shelf import DUE_FROM, ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, read_signals
 from training.explanations import explanation_target
-from training.mixture import Mixture, general_examples
+from training.mixture import ExpertKind, Mixture, general_examples
 from training.needs import Need, load_needs
 
 HORIZON = timedelta(days=14)
@@ -71,7 +70,7 @@ ABSENT_KINDS = frozenset(["weather"])
 """No data set that examples are built from has the weather of its past."""
 
 Agent = Literal["planner", "expert", "arbiter", "style", "explainer"]
-Kind = Literal["behaviour", "trending", "weather", "situational", "general"]
+Kind = ExpertKind | Literal["general"]
 """What an expert's example teaches, in the report's words; the other agents' are not told apart."""
 Generator = np.random.Generator
 
@@ -268,7 +267,7 @@ class Builder:
             if any(leaf in self._need_of and self._need_of[leaf].key == need.key for leaf in s.categories)
         ]
         item = max(evidence, key=lambda line: line.weight)
-        due = item.every_days is not None and (as_of - item.last).days >= 0.7 * item.every_days
+        due = item.every_days is not None and (as_of - item.last).days >= DUE_FROM * item.every_days
         slots = {"item": item.text.split(",")[0].lower(), "purpose": _one(need.purposes, rng)}
         sentences = self._needs.sentences
         if near:
@@ -373,12 +372,11 @@ class Builder:
         as_of: datetime,
     ) -> Example:
         """From the pool: what was bought next, new things first, then others of the personas in turn."""
-        pool = list({proposed.tag.casefold(): proposed for proposed in reversed(pool)}.values())[::-1]
+        pool = distinct_tags(pool)
         bought = {tag_text(leaf.leaf): leaf for leaf in future}
         hits = sorted((p.tag for p in pool if p.tag in bought), key=lambda tag: not bought[tag].new)
         others = [[p.tag for p in pool if p.persona == t.persona.name and p.tag not in unfit] for t in targets]
-        turns = [tag for turn in zip_longest(*others) for tag in turn if tag]
-        picks = list(dict.fromkeys([*hits, *turns]))[: self._settings.picks]
+        picks = list(dict.fromkeys([*hits, *in_turn(others)]))[: self._settings.picks]
         answer = Selection(picks=[PickedTag(tag=tag, reason=_reason(tag, household)) for tag in picks])
         fields = arbiter_values(as_of, household, [target.persona for target in targets], pool, len(picks))
         schema = selection_schema([proposed.tag for proposed in pool], len(picks))
@@ -421,7 +419,7 @@ class Builder:
     def _sellers(self, need: Need, as_of: datetime) -> list[str]:
         """Leaves of a need by how often all households bought them in the four weeks before the day of the cut."""
         midnight = datetime.combine(as_of.date(), datetime.min.time())
-        sold = _leaf_sales(self._view, midnight)
+        sold = popular_leaves(self._view, midnight)
         return [leaf for leaf in sold if leaf in self._need_of and self._need_of[leaf].key == need.key]
 
 
@@ -468,18 +466,6 @@ def _one(texts: Sequence[str], rng: Generator) -> str:
 
 def _all_events(dataset: Dataset) -> pl.DataFrame:
     return dataset.events_before(dataset.last_event + timedelta(seconds=1))
-
-
-@load_once(maxsize=512)
-def _leaf_sales(view: Dataset, midnight: datetime) -> tuple[str, ...]:
-    """Leaves by purchases in the four weeks before a day, most first."""
-    return tuple(
-        view.events_before(midnight, since=midnight - timedelta(days=28))
-        .join(view.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
-        .group_by("leaf")
-        .len()
-        .sort("len", "leaf", descending=[True, False])["leaf"]
-    )
 
 
 def write_training_data(

@@ -2,8 +2,8 @@
 
     recgpt train sft all --data runs/train/data --out runs/train/sft
 
-The loss, and the logits, are of the answer's tokens only. A batch is one example, so that nothing is padded. A run that
-was killed goes on from its last checkpoint.
+The loss is of the answer's tokens only. On a CPU a batch is one example, so that nothing is padded. A run that was
+killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import polars as pl
 from tools.errors import DatasetError
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
 
-AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
+TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def read_examples(data: Path, agent: str) -> tuple[pl.DataFrame, str]:
     Raises:
         DatasetError: there are none, or the file is not the one of its card.
     """
-    if agent != "all" and agent not in AGENTS:
-        raise DatasetError(f"there is no agent {agent!r} to train; take one of {', '.join(AGENTS)}, or all")
+    if agent != "all" and agent not in TUNED_AGENTS:
+        raise DatasetError(f"there is no agent {agent!r} to train; take one of {', '.join(TUNED_AGENTS)}, or all")
     try:
         content = (data / "examples.parquet").read_bytes()
         card = json.loads((data / "card.json").read_text())
@@ -90,7 +90,7 @@ def train(
     """Train one adapter and write it with its card to `out/adapter`.
 
     Args:
-        agent: one of `AGENTS`, or `all` for one adapter of all agents.
+        agent: one of `TUNED_AGENTS`, or `all` for one adapter of all agents.
         data: what `recgpt train data` wrote.
         out: checkpoints, TensorBoard logs and the adapter; checkpoints there are continued.
         recipe: hyper-parameters.
@@ -160,10 +160,12 @@ def train(
     # Halved: what is served is bfloat16 anyway, and the adapter travels with the project.
     trainer.model.to(torch.bfloat16)
     trainer.save_model(str(adapter))
+    options = [f"--examples {examples}"] * (examples is not None)
+    options += [f"--recipe {name}" for name, known in RECIPES.items() if known == recipe and name != "cpu"]
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     card: dict[str, object] = {
         "agent": agent,
-        "command": f"recgpt train sft {agent}{'' if examples is None else f' --examples {examples}'}",
+        "command": " ".join(["recgpt train sft", agent, *options]),
         "sha256": sha256(adapter / ADAPTER_WEIGHTS),
         "base": model,
         "base_sha256": sha256(Path(path) / "model.safetensors") if Path(path).is_dir() else None,

@@ -6,14 +6,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from agents.context import Context
 from agents.schemas import ProposedTag
 from eval.metrics import estimate, hit_rate_at_k
 from eval.splits import VALIDATION_BASKET, Case, basket_cases
-from eval.tags import TagRun, compare_arms, popular_leaves
+from eval.tags import TagRun, compare_arms, run_cases
 from tests.conftest import AS_OF
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
-from tools.errors import OutputError
+from tools.errors import OutputError, ServerUnreachableError
+from tools.retrieval import popular_leaves
 from tools.shelf import tag_text
 
 CASE = Case("u", AS_OF, frozenset({"Milk", "Bread", "Figs"}), frozenset({"Milk"}))
@@ -65,6 +67,14 @@ def test_arms_are_compared_on_the_same_households(prepared_dir: Path) -> None:
 def test_popularity_counts_the_four_weeks_before_the_day(journey: Dataset) -> None:
     past = journey.with_events(journey.events_before(AS_OF))
     assert popular_leaves(journey, AS_OF) == popular_leaves(past, AS_OF)
+
+
+async def test_a_server_that_is_gone_ends_the_run_and_is_no_households_failure(small_dir: Path) -> None:
+    context = Context(dataset=small_dir, base_url="http://127.0.0.1:9/v1", model="gone")
+    written: list[TagRun] = []
+    with pytest.raises(ServerUnreachableError, match="Finished households are kept"):
+        await run_cases(context, [Case("h1", AS_OF, frozenset({"Milk"}), frozenset())], 1, written.append)
+    assert written == []
 
 
 def _run(case: Case, leaves: list[str]) -> TagRun:

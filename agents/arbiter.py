@@ -26,7 +26,7 @@ T = TypeVar("T")
 async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> IntentState:
     """Pick `T_final = f_arbiter(T_1 + ... + T_K, C)`, best first; the tags are not grounded yet."""
     context = context_of(runtime)
-    pool = distinct_tags(state.get("pool", []))
+    pool = pool_in_turn(state.get("personas", []), state.get("pool", []))
     if not pool:
         return {"tags": [], "degraded": ["no tags: no expert gave a valid answer"]}
     prompt = await read_prompt("arbiter", context.arbiter_prompt, context.arbiter_instructions)
@@ -44,7 +44,7 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
     persona_of = {proposed.tag: proposed.persona for proposed in pool}
     picks = {pick.tag: pick.reason for pick in reversed(asked.answer.picks)}
     chosen = [_tag(tag, persona_of[tag], picks[tag]) for tag in dict.fromkeys(pick.tag for pick in asked.answer.picks)]
-    rest = [tag for tag in _experts_in_turn(state["personas"], pool) if tag.tag not in picks]
+    rest = [_tag(proposed.tag, proposed.persona, "") for proposed in pool if proposed.tag not in picks]
     note = f"the arbiter named {count - len(chosen)} of its {count} picks twice: the experts' own tags fill its list"
     return {
         "tags": [*chosen, *rest[: count - len(chosen)]],
@@ -56,7 +56,8 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
 
 async def record_arbiter_failure(state: IntentState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """Without a verdict on the set the experts' own tags go on, one of each in turn, and the answer says so."""
-    tags = _experts_in_turn(state["personas"], distinct_tags(state["pool"]))[: context_of(runtime).final_tags]
+    pool = pool_in_turn(state["personas"], state["pool"])[: context_of(runtime).final_tags]
+    tags = [_tag(proposed.tag, proposed.persona, "") for proposed in pool]
     note = "tags are the experts' own, in turn: the arbiter gave no valid answer"
     update = {**failed("arbiter", "household", error.error), "tags": tags, "degraded": [note]}
     return Command(update=update, goto="ground_tags")
@@ -67,14 +68,10 @@ def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
     return [entry for entry in chain.from_iterable(zip_longest(*lists)) if entry is not None]
 
 
-def _experts_in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> list[Tag]:
-    experts = [[proposed for proposed in pool if proposed.persona == persona.name] for persona in personas]
-    return [_tag(proposed.tag, proposed.persona, "") for proposed in in_turn(experts)]
-
-
-def distinct_tags(pool: Sequence[ProposedTag]) -> list[ProposedTag]:
-    """The first of tags that differ in case only."""
-    return list({proposed.tag.casefold(): proposed for proposed in reversed(pool)}.values())[::-1]
+def pool_in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> list[ProposedTag]:
+    """The pool as the arbiter reads it: one tag of each expert in turn; of tags that differ in case only, the first."""
+    tags = in_turn([[proposed for proposed in pool if proposed.persona == persona.name] for persona in personas])
+    return list({proposed.tag.casefold(): proposed for proposed in reversed(tags)}.values())[::-1]
 
 
 def _tag(tag: str, persona: str, reason: str) -> Tag:
@@ -84,12 +81,14 @@ def _tag(tag: str, persona: str, reason: str) -> Tag:
 def arbiter_values(
     as_of: datetime, household: Household, personas: Sequence[Persona], pool: Sequence[ProposedTag], tags: int
 ) -> dict[str, Value]:
-    """The fields of the arbiter's prompt, for `tags` picks."""
+    """The fields of the arbiter's prompt, for `tags` picks of a pool from `pool_in_turn`."""
+    number = {persona.name: n for n, persona in enumerate(personas, 1)}
     return {
         "moment": moment_text(as_of),
         "profile": profile_text(household.profile),
         "personas": [
             {
+                "number": number[persona.name],
                 "name": persona.name,
                 "intent": persona.intent,
                 "evidence": "; ".join(line.text for line in persona.evidence),
@@ -97,6 +96,6 @@ def arbiter_values(
             for persona in personas
         ],
         "signals": [{"text": signal.text} for signal in household.signals],
-        "pool": [{"tag": proposed.tag, "persona": proposed.persona} for proposed in pool],
+        "pool": [{"tag": proposed.tag, "number": number[proposed.persona]} for proposed in pool],
         "tags": tags,
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agents.schemas import AgentUsage, CallRecord, ExplanationTask, Fact, JudgeTask, RecommendedItem, Request, Usage
 from agents.state import RecommendState
 from agents.wording import moment_text, profile_text, shelf_text
+from tools.signals import bearing_on
 
 
 async def open_request(state: Request) -> RecommendState:
@@ -65,7 +66,7 @@ def explanation_task(state: RecommendState, item: RecommendedItem) -> Explanatio
         persona=personas.get(item.persona or ""),
         evidence=[lines[key] for key in item.evidence],
         item=item,
-        signals=state["household"].signals,
+        signals=bearing_on(state["household"].signals, item.category[-1]),
     )
 
 

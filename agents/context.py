@@ -78,7 +78,7 @@ class Context(BaseSettings):
     )
 
     planner_tokens: int = Field(
-        1800,
+        1500,
         ge=500,
         le=1_000_000,
         description="most tokens of the planner's prompt, never more than the model's window holds",

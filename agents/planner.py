@@ -12,7 +12,7 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.schemas import Household, Persona, plan_schema
+from agents.schemas import Household, Persona, PlannedPersona, plan_schema
 from agents.state import IntentState
 from agents.wording import evidence_lines, moment_text, profile_text
 from prompts.template import VALUE_LIMIT, Value
@@ -69,16 +69,25 @@ async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentS
         temperature=context.planner_temperature,
         max_tokens=TOKENS_A_PERSONA * context.personas,
     )
+    same_name: dict[str, list[PlannedPersona]] = {}
+    for planned in asked.answer.personas:
+        same_name.setdefault(planned.name.casefold(), []).append(planned)
     personas = [
         Persona(
-            name=planned.name,
-            intent=planned.intent,
-            evidence=[lines[key] for key in dict.fromkeys(planned.evidence)],
-            signals=[signals[key] for key in dict.fromkeys(planned.signals)],
+            name=told[0].name,
+            intent=told[0].intent,
+            evidence=[lines[key] for key in dict.fromkeys(key for planned in told for key in planned.evidence)],
+            signals=[signals[key] for key in dict.fromkeys(key for planned in told for key in planned.signals)],
         )
-        for planned in asked.answer.personas
+        for told in same_name.values()
     ]
-    return {"personas": personas, "calls": asked.calls, "rejected": asked.rejected}
+    note = f"the planner wrote {len(asked.answer.personas)} personas with {len(personas)} names: equal ones are merged"
+    return {
+        "personas": personas,
+        "calls": asked.calls,
+        "rejected": asked.rejected,
+        "degraded": [note] if len(personas) < len(asked.answer.personas) else [],
+    }
 
 
 async def record_planner_failure(state: IntentState, error: NodeError) -> Command[Any]:

@@ -269,25 +269,24 @@ class Recommendation(Record):
 
 
 class PlannedPersona(Answer):
-    """One persona as the planner writes it; ids refer to lines of its prompt."""
+    """One persona as the planner writes it: what supports it (ids of lines of its prompt), then what it is."""
 
-    name: str = Field(min_length=3, max_length=40)
-    intent: str = Field(min_length=10, max_length=160)
     evidence: list[str]
     signals: list[str]
+    name: str = Field(min_length=3, max_length=40)
+    intent: str = Field(min_length=10, max_length=160)
 
 
 class Plan(Answer):
-    """The planner's answer."""
+    """The planner's answer. Personas of one name are one need told twice; no JSON schema can rule that out."""
 
     personas: list[PlannedPersona]
 
     @field_validator("personas")
     @classmethod
-    def _names_differ(cls, personas: list[PlannedPersona]) -> list[PlannedPersona]:
-        names = [persona.name.casefold().strip() for persona in personas]
-        if len(set(names)) < len(names):
-            raise ValueError("two personas have the same name")
+    def _two_names_at_least(cls, personas: list[PlannedPersona]) -> list[PlannedPersona]:
+        if len({persona.name.casefold() for persona in personas}) < 2:
+            raise ValueError(f"every persona has the name {personas[0].name!r}; write at least two different ones")
         return personas
 
 

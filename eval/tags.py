@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +40,8 @@ class TagRun(BaseModel):
 
     user_id: str
     as_of: datetime
+    settings: dict[str, Any]
+    """See `settings_of`."""
     target: list[str]
     bought: list[str]
     history: list[str]
@@ -54,6 +57,11 @@ class TagRun(BaseModel):
     def case(self) -> Case:
         """The household and its basket."""
         return Case(self.user_id, self.as_of, frozenset(self.target), frozenset(self.bought))
+
+
+def settings_of(context: Context) -> dict[str, Any]:
+    """What of the context is not the default, without the server's address: an arm is made with one and the same."""
+    return context.model_dump(mode="json", exclude_defaults=True, exclude={"base_url"})
 
 
 async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None]) -> None:
@@ -74,6 +82,7 @@ async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, w
             TagRun(
                 user_id=case.user_id,
                 as_of=case.as_of,
+                settings=settings_of(context),
                 target=sorted(case.target),
                 bought=sorted(case.bought),
                 history=[line.leaf for line in state["household"].history if line.leaf],
@@ -92,6 +101,24 @@ async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, w
                 group.create_task(run(case))
     except* RecGPTError as errors:
         raise errors.exceptions[0] from None
+
+
+def read_own_runs(path: Path, context: Context) -> list[TagRun]:
+    """The runs of a file that is to be continued; none if there is no such file.
+
+    Raises:
+        OutputError: it has other lines, or lines made with other settings.
+    """
+    runs = read_runs(path) if path.exists() else []
+    wanted = settings_of(context)
+    for run in runs:
+        if run.settings != wanted:
+            keys = [key for key in run.settings | wanted if run.settings.get(key) != wanted.get(key)]
+            raise OutputError(
+                f"{path} was made with other settings ({', '.join(sorted(keys))} differ): "
+                f"household {run.user_id} with {run.settings}, now asked for {wanted}; give another --out"
+            )
+    return runs
 
 
 def read_runs(path: Path) -> list[TagRun]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from agents.context import Context
 from eval.metrics import Estimate
 from eval.splits import VALIDATION_BASKET, basket_cases
-from eval.tags import TagRun, compare_arms, read_runs, run_cases
+from eval.tags import TagRun, compare_arms, read_own_runs, read_runs, run_cases
 from recgpt.console import console, progress_bar, reporting, say
 from recgpt.output import cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
@@ -43,7 +43,7 @@ def tags(
     data = open_dataset(context.dataset)
     cases = basket_cases(data, VALIDATION_BASKET, users, seed)
     cut_to_whole_lines(out)
-    done = {run.user_id for run in read_runs(out)} if out.exists() else set()
+    done = {run.user_id for run in read_own_runs(out, context)}
     todo = [case for case in cases if case.user_id not in done]
     if todo:
         with ExitStack() as stack:

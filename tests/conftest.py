@@ -91,13 +91,13 @@ def journey(journey_dir: Path) -> Dataset:
 
 ITEMS = [
     ("milk", "Store Brand White Milk, 1 gal", ["Grocery", "Milk", "White Milk"], 2.99),
-    ("bread", "National Brand White Bread, 20 oz", ["Grocery", "Bread", "White Bread"], 1.99),
-    ("diapers", "National Brand Baby Diapers, 100 ct", ["Drugstore", "Baby", "Baby Diapers"], 24.99),
-    ("formula", "National Brand Infant Formula, 13 oz", ["Drugstore", "Baby", "Infant Formula"], 14.99),
+    ("bread", "White Bread, 20 oz", ["Grocery", "Bread", "White Bread"], 1.99),
+    ("diapers", "Baby Diapers, 100 ct", ["Drugstore", "Baby", "Baby Diapers"], 24.99),
+    ("formula", "Infant Formula, 13 oz", ["Drugstore", "Baby", "Infant Formula"], 14.99),
     ("turkey", "Store Brand Whole Turkey", ["Meat", "Turkey", "Whole Turkeys"], 19.5),
     ("pumpkin", "Store Brand Canned Pumpkin, 15 oz", ["Grocery", "Baking", "Canned Pumpkin"], 1.5),
-    ("pizza", "National Brand Frozen Pizza, 10 oz", ["Grocery", "Frozen Pizza", "Frozen Pizza"], 3.5),
-    ("soap", "National Brand Dish Soap, 24 oz", ["Household", "Cleaning", "Dish Soap"], 2.5),
+    ("pizza", "Frozen Pizza, 10 oz", ["Grocery", "Frozen Pizza", "Frozen Pizza"], 3.5),
+    ("soap", "Dish Soap, 24 oz", ["Household", "Cleaning", "Dish Soap"], 2.5),
 ]
 
 

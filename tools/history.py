@@ -30,12 +30,17 @@ class HistoryLine(BaseModel):
     action: Action
     item_id: str | None = Field(description="the item, the latest one where several share a title; None for a search")
     text: str = Field(description="title of the item, or the query")
-    leaf: str | None = Field(description="leaf category of the item")
+    category: list[str] = Field(description="of the item, as a path from root to leaf; empty for a search")
     times: int
     first: datetime
     last: datetime
     weight: float = Field(description="how telling: the sum over its actions of 0.5 ** (age in days / 30)")
     every_days: float | None = Field(description="mean days between actions, from three actions on")
+
+    @property
+    def leaf(self) -> str | None:
+        """Leaf category of the item."""
+        return self.category[-1] if self.category else None
 
     def rhythm(self, as_of: datetime) -> str:
         """What was done and when, in words: `bought 9x, every 12 days, last 3 days ago`."""
@@ -63,7 +68,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
     age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
     lines = (
         dataset.history(user_id, as_of)
-        .join(dataset.items.select("item_id", "title", leaf=pl.col("category").list.last()), "item_id", "left")
+        .join(dataset.items.select("item_id", "title", "category"), "item_id", "left")
         .with_columns(
             text=pl.coalesce("title", "query", "item_id"),
             weight=0.5 ** (age / HALF_LIFE_DAYS),
@@ -72,7 +77,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
         .sort("timestamp", maintain_order=True)
         .group_by("action", "text")
         .agg(
-            pl.col("item_id", "leaf").last(),
+            pl.col("item_id", "category").last(),
             pl.col("weight").sum(),
             times=pl.coalesce("session_id", pl.col("timestamp").cast(pl.String)).n_unique(),
             first=pl.col("timestamp").first(),
@@ -87,7 +92,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
             action=row["action"],
             item_id=row["item_id"],
             text=row["text"],
-            leaf=row["leaf"],
+            category=row["category"] or [],
             times=row["times"],
             first=row["first"],
             last=row["last"],
@@ -99,6 +104,6 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
 
 
 def number_lines(lines: list[HistoryLine]) -> list[HistoryLine]:
-    """The lines in the order of their last action, oldest first, with ids h1, h2, ..."""
-    ordered = sorted(lines, key=lambda line: (line.last, line.text))
+    """The lines by category, so that those of one need stand together, oldest first in each; ids are h1, h2, ..."""
+    ordered = sorted(lines, key=lambda line: (line.category, line.last, line.text))
     return [line.model_copy(update={"id": f"h{n}"}) for n, line in enumerate(ordered, 1)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -25,10 +26,10 @@ from tools.signals import trends
 
 KNOWN_SHARE = 0.25
 """Of a shelf: what is due again. New leaves are what an expert is for; habit has a channel of its own."""
-SAME_CATEGORY = 1.6
-"""Weight of a leaf that shares its category with the persona's evidence."""
-RISING = 1.5
-"""Weight of a leaf that rises this week."""
+OWN_EVERY = 4
+"""Each fourth new leaf is of the evidence's own categories. With more of them a shelf reads better and hits less."""
+FIRST_DAYS = 28
+"""How many households bought a leaf for the first time within so many days tells what is taken up now."""
 DUE_FROM = 0.7
 """A leaf is due again when so much of its mean interval has passed since it was last bought."""
 SHRINK = 5.0
@@ -53,12 +54,14 @@ class Neighbours:
 
     leaves: list[str]
     row: dict[str, int]
-    category: dict[str, str]
-    """Of each leaf, the category above it."""
     together: csr_matrix
     """Households that bought both, (n, n); the diagonal has those that bought the leaf."""
+    category: dict[str, str]
+    """Of each leaf, the category above it."""
     bought: Scores
     """The diagonal, (n,)."""
+    taken_up: Scores
+    """Households that bought the leaf for the first time in the last `FIRST_DAYS` days, plus one, (n,)."""
 
     def likely(self, weights: Scores) -> Scores:
         """For each leaf j: `sum_i w_i n_ij / (n_i + SHRINK)`, what households with this history buy; popular first."""
@@ -75,8 +78,8 @@ def fill_shelves(
 ) -> list[list[ShelfLine]]:
     """A shelf for each persona of a household: what is due again, then new leaves, best first.
 
-    A new leaf's score for a persona is `close * sqrt(likely)`, see `Neighbours`, times `SAME_CATEGORY` and `RISING`
-    where they hold; the personas choose in turn.
+    A new leaf's score for a persona is `close * sqrt(likely * taken_up)`, see `Neighbours`; the personas choose in
+    turn, each its best or, every `OWN_EVERY`th time, its best among the categories of its evidence.
 
     Args:
         dataset: the data set; only events before `as_of` are read.
@@ -98,16 +101,16 @@ def fill_shelves(
                 break
     rising = {leaf for signal in trends(dataset, midnight) for leaf in signal.categories}
     likely = near.likely(_row(near, dict(zip(own["leaf"], own["weight"].sqrt(), strict=True))))
-    likely *= _row(near, dict.fromkeys(rising, RISING), default=1.0)
     ranked = []
     for leaves, close in zip(evidence, closeness, strict=True):
+        scores = close * np.sqrt(likely * near.taken_up)
+        best = [near.leaves[i] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
         categories = {near.category[leaf] for leaf in leaves if leaf in near.category}
-        same = [leaf for leaf in near.leaves if near.category[leaf] in categories]
-        scores = close * np.sqrt(likely) * _row(near, dict.fromkeys(same, SAME_CATEGORY), default=1.0)
-        ranked.append(iter([near.leaves[i] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]))
-    for _ in range(size):  # the personas choose in turn
-        for shelf, leaves_left in zip(shelves, ranked, strict=True):
-            if len(shelf) < size and (leaf := next((leaf for leaf in leaves_left if leaf not in taken), None)):
+        ranked.append((iter(best), iter([leaf for leaf in best if near.category[leaf] in categories])))
+    for turn in range(1, size + 1):
+        for shelf, (best_left, own_left) in zip(shelves, ranked, strict=True):
+            candidates = chain(own_left, best_left) if turn % OWN_EVERY == 0 else best_left
+            if len(shelf) < size and (leaf := next((leaf for leaf in candidates if leaf not in taken), None)):
                 shelf.append(ShelfLine(leaf=leaf, why="rising" if leaf in rising else "new"))
                 taken.add(leaf)
     return shelves
@@ -121,8 +124,9 @@ def tag_text(leaf: str) -> str:
 @load_once(maxsize=64)
 def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     """Which leaves households bought besides which, counted over all purchases before `before`."""
-    pairs = _purchases(dataset, before).select("user_id", "leaf").unique().sort("user_id", "leaf")
-    paths = dataset.items["category"].unique().sort().to_list()
+    first = _purchases(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
+    pairs = first.sort("user_id", "leaf")
+    lately = pairs.filter(pl.col("timestamp") >= before - timedelta(days=FIRST_DAYS))["leaf"].value_counts()
     leaves = pairs["leaf"].unique().sort().to_list()
     row = {leaf: index for index, leaf in enumerate(leaves)}
     users = pairs["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
@@ -131,8 +135,12 @@ def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
         (np.ones(len(pairs), dtype=np.float32), (users, columns)), shape=(pairs["user_id"].n_unique(), len(leaves))
     )
     together = (matrix.T @ matrix).tocsr()
+    paths = dataset.items["category"].unique().sort().to_list()
     category = {path[-1]: path[max(len(path) - 2, 0)] for path in paths}
-    return Neighbours(leaves, row, category, together, together.diagonal())
+    taken_up = np.ones(len(leaves), dtype=np.float32)
+    for leaf, households in lately.iter_rows():
+        taken_up[row[leaf]] += households
+    return Neighbours(leaves, row, together, category, together.diagonal(), taken_up)
 
 
 def _own_leaves(dataset: Dataset, user_id: str, as_of: datetime) -> pl.DataFrame:
@@ -163,9 +171,9 @@ def _purchases(dataset: Dataset, before: datetime, user_id: str | None = None) -
     return events.filter(pl.col("action") == "purchase").join(leaves, on="item_id")
 
 
-def _row(near: Neighbours, values: Mapping[str, float], default: float = 0.0) -> Scores:
-    """Values of leaves as a row of `near`."""
-    row = np.full(len(near.leaves), default, dtype=np.float32)
+def _row(near: Neighbours, values: Mapping[str, float]) -> Scores:
+    """Values of leaves as a row of `near`, zero for the others."""
+    row = np.zeros(len(near.leaves), dtype=np.float32)
     for leaf, value in values.items():
         if leaf in near.row:
             row[near.row[leaf]] = value

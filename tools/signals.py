@@ -6,6 +6,7 @@ events before the request, and a row of `signals.parquet` counts from its start 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -113,6 +114,11 @@ def read_signals(dataset: Dataset, user_id: str, as_of: datetime, weather: str |
     signals += trends(dataset, datetime.combine(day, datetime.min.time()))
     signals += announced(dataset, user_id, region, as_of)
     return [signal.model_copy(update={"id": f"s{n}"}) for n, signal in enumerate(signals, 1)]
+
+
+def bearing_on(signals: Sequence[Signal], leaf: str) -> list[Signal]:
+    """The signals that say something of an item: what is about no category (season, holidays, weather), or its own."""
+    return [signal for signal in signals if not signal.categories or leaf in signal.categories]
 
 
 def season(day: date, country: str) -> Signal:

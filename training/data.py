@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from agents.arbiter import arbiter_values, distinct_tags, in_turn
+from agents.arbiter import arbiter_values, pool_in_turn
 from agents.expert import expert_values
 from agents.explainer import explainer_values
 from agents.planner import planner_values
@@ -54,7 +54,7 @@ from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
 from tools.retrieval import popular_leaves
 from tools.shelf import DUE_FROM, ShelfLine, fill_shelves, tag_text
-from tools.signals import Signal, read_signals
+from tools.signals import Signal, bearing_on, read_signals
 from training.explanations import explanation_target
 from training.mixture import ExpertKind, Mixture, general_examples
 from training.needs import Need, load_needs
@@ -104,7 +104,7 @@ class Settings:
     shelf: int = 20
     no_shelf: float = 0.25
     """Share of expert examples whose shelf is empty: the expert must also do without."""
-    history_lines: int = 36
+    history_lines: int = 32
     """Most telling lines in a planner's prompt; at run time the budget is in tokens."""
 
 
@@ -268,7 +268,7 @@ class Builder:
         ]
         item = max(evidence, key=lambda line: line.weight)
         due = item.every_days is not None and (as_of - item.last).days >= DUE_FROM * item.every_days
-        slots = {"item": item.text.split(",")[0].lower(), "purpose": _one(need.purposes, rng)}
+        slots = {"item": (item.leaf or item.text).lower(), "purpose": _one(need.purposes, rng)}
         sentences = self._needs.sentences
         if near:
             intent = _one(sentences.occasion, rng).format(**slots, words=_one(near[0][1].words, rng))
@@ -284,10 +284,10 @@ class Builder:
     def _planner(self, household: Household, targets: Sequence[Target], as_of: datetime) -> Example:
         personas = [
             PlannedPersona(
-                name=target.persona.name,
-                intent=target.persona.intent,
                 evidence=[line.id for line in target.persona.evidence],
                 signals=[signal.id for signal in target.persona.signals],
+                name=target.persona.name,
+                intent=target.persona.intent,
             )
             for target in targets
         ]
@@ -302,15 +302,15 @@ class Builder:
     def _proposals(
         self, target: Target, household: Household, shelf: Sequence[ShelfLine], as_of: datetime, rng: Generator
     ) -> list[Future | str]:
-        """What the persona's expert should propose, best first: what was bought next, then what could have been.
+        """What the persona's expert should propose: what was bought next and is not on its shelf, then from the shelf.
 
         Bought are leaves of the persona's need or on its shelf, at most half of them known before (where there are
-        new ones), in the order of the shelf. The rest is new to the household: the shelf's own order, then what
-        sells in the need.
+        new ones). The rest is new to the household: the shelf from its top, then what sells in the need. Choices
+        from the shelf are in its order, so that they are one walk down the lines of the prompt.
         """
         count = self._settings.tags
         rank = {line.leaf: number for number, line in enumerate(shelf)}
-        bought = sorted(target.bought, key=lambda leaf: (rank.get(leaf.leaf, len(rank)), leaf.leaf))
+        bought = sorted(target.bought, key=lambda leaf: (rank.get(leaf.leaf, -1), leaf.leaf))
         known = [leaf for leaf in bought if not leaf.new]
         dropped = set(known[count // 2 :])
         hits = [leaf for leaf in bought if leaf not in dropped][:count]
@@ -322,7 +322,10 @@ class Builder:
             [line.leaf for line in shelf if line.why != "due again"] + sellers + [str(x) for x in rng.permutation(rest)]
         )
         filler = [leaf for leaf in dict.fromkeys(order) if leaf not in taken and leaf not in seen]
-        return [*hits, *filler[: count - len(hits)]]
+        chosen: list[Future | str] = [*hits, *filler[: count - len(hits)]]
+        walk = sorted((entry for entry in chosen if _leaf(entry) in rank), key=lambda entry: rank[_leaf(entry)])
+        first = [hit for hit in hits if hit.leaf not in rank]
+        return [*first, *walk, *(entry for entry in filler if entry in chosen and entry not in rank)]
 
     def _expert(
         self,
@@ -354,13 +357,14 @@ class Builder:
     def _pooled(
         self, proposals: Sequence[Future | str], target: Target, rng: Generator
     ) -> tuple[list[ProposedTag], set[str]]:
-        """An expert's tags, not yet the hits first, among misfits and a near duplicate; and which those are."""
+        """An expert's tags in their order, with misfits and a near duplicate in between; and which those are."""
         good = [tag_text(_leaf(proposal)) for proposal in proposals]
         misfits = [tag_text(str(leaf)) for leaf in rng.permutation(list(self._need_of))[:2]]
         misfits.append(f"store brand {good[int(rng.integers(len(good)))]}"[:48].strip())
-        tags = [*good, *misfits]
-        pooled = [ProposedTag(tag=tags[i], persona=target.persona.name) for i in rng.permutation(len(tags))]
-        return pooled, set(misfits) - set(good)
+        tags = list(good)
+        for misfit in misfits:
+            tags.insert(int(rng.integers(len(tags) + 1)), misfit)
+        return [ProposedTag(tag=tag, persona=target.persona.name) for tag in tags], set(misfits) - set(good)
 
     def _arbiter(
         self,
@@ -371,14 +375,16 @@ class Builder:
         future: Sequence[Future],
         as_of: datetime,
     ) -> Example:
-        """From the pool: what was bought next, new things first, then others of the personas in turn."""
-        pool = distinct_tags(pool)
+        """From the pool: what was bought next, new things first, then the first that fit; in the pool's order."""
+        personas = [target.persona for target in targets]
+        pool = pool_in_turn(personas, pool)
         bought = {tag_text(leaf.leaf): leaf for leaf in future}
         hits = sorted((p.tag for p in pool if p.tag in bought), key=lambda tag: not bought[tag].new)
-        others = [[p.tag for p in pool if p.persona == t.persona.name and p.tag not in unfit] for t in targets]
-        picks = list(dict.fromkeys([*hits, *in_turn(others)]))[: self._settings.picks]
+        fitting = [proposed.tag for proposed in pool if proposed.tag not in unfit]
+        chosen = set(list(dict.fromkeys([*hits, *fitting]))[: self._settings.picks])
+        picks = [proposed.tag for proposed in pool if proposed.tag in chosen]
         answer = Selection(picks=[PickedTag(tag=tag, reason=_reason(tag, household)) for tag in picks])
-        fields = arbiter_values(as_of, household, [target.persona for target in targets], pool, len(picks))
+        fields = arbiter_values(as_of, household, personas, pool, len(picks))
         schema = selection_schema([proposed.tag for proposed in pool], len(picks))
         return _example("arbiter", fields, answer, schema, [bought[tag] for tag in picks if tag in bought])
 
@@ -408,7 +414,7 @@ class Builder:
             persona=target.persona,
             evidence=target.persona.evidence,
             item=item,
-            signals=household.signals,
+            signals=bearing_on(household.signals, leaf.leaf),
         )
         made = explanation_target(task, _one(target.need.purposes, rng), rng)
         if made:

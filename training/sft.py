@@ -40,7 +40,7 @@ class Recipe:
     evaluate_every: int = 20
     patience: int = 3
     """Evaluations without a better validation loss before it stops."""
-    validation_examples: int = 60
+    validation_examples: int = 40
     """Seen by each evaluation, the first of a seeded order; validation has more."""
     prompt_gradient: int | None = 0
     """How many of the prompt's last tokens the gradient reaches; the rest is read forward only, None for all.

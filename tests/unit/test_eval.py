@@ -10,7 +10,7 @@ from agents.context import Context
 from agents.schemas import ProposedTag
 from eval.metrics import estimate, hit_rate_at_k
 from eval.splits import VALIDATION_BASKET, Case, basket_cases
-from eval.tags import TagRun, compare_arms, run_cases
+from eval.tags import TagRun, compare_arms, read_own_runs, run_cases, settings_of
 from tests.conftest import AS_OF
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -77,10 +77,23 @@ async def test_a_server_that_is_gone_ends_the_run_and_is_no_households_failure(s
     assert written == []
 
 
+def test_a_file_is_continued_with_its_own_settings_only(tmp_path: Path, small_dir: Path) -> None:
+    context = Context(dataset=small_dir, shelf=0, base_url="http://127.0.0.1:9/v1")
+    file = tmp_path / "arm.jsonl"
+    assert read_own_runs(file, context) == []
+    run = _run(CASE, ["Milk"]).model_copy(update={"settings": settings_of(context)})
+    file.write_text(run.model_dump_json() + "\n", encoding="utf-8")
+    elsewhere = context.model_copy(update={"base_url": "http://127.0.0.1:8/v1"})
+    assert read_own_runs(file, elsewhere) == [run]
+    with pytest.raises(OutputError, match=r"other settings \(shelf differ\).*give another --out"):
+        read_own_runs(file, context.model_copy(update={"shelf": 20}))
+
+
 def _run(case: Case, leaves: list[str]) -> TagRun:
     return TagRun(
         user_id=case.user_id,
         as_of=case.as_of,
+        settings={},
         target=sorted(case.target),
         bought=sorted(case.bought),
         history=[],

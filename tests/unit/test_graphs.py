@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,26 @@ async def test_only_the_planner_reads_the_history(context: Context, server: Scri
     assert lines["h4"] in first and lines["h1"] not in first
     assert lines["h1"] in second and lines["h4"] not in second
     assert "Thanksgiving Day in 6 days" in first
+
+
+async def test_personas_of_one_name_are_one(context: Context, server: ScriptedServer) -> None:
+    told = [
+        {"evidence": ["h1"], "signals": [], "name": "Baby care", "intent": "diapers for the coming weeks"},
+        {"evidence": ["h3"], "signals": [], "name": "Quick dinners", "intent": "dinners for the week"},
+        {"evidence": ["h1", "h2"], "signals": [], "name": "baby care", "intent": "formula for the baby"},
+    ]
+    script(server, "planner", Reply(json.dumps({"personas": told})))
+    result = await recommend(context)
+    assert [persona.name for persona in result.personas] == ["Baby care", "Quick dinners"]
+    assert [line.id for line in result.personas[0].evidence] == ["h1", "h2"]
+    assert "the planner wrote 3 personas with 2 names: equal ones are merged" in result.degraded
+    assert result.rejected == []
+
+
+async def test_the_arbiter_reads_one_tag_of_each_expert_in_turn(context: Context, server: ScriptedServer) -> None:
+    await recommend(context)
+    numbers = re.findall(r"^- .+ \[(\d)\]$", server.prompts("arbiter")[0], re.M)
+    assert numbers[:6] == ["1", "2", "3", "1", "2", "3"]
 
 
 async def test_no_agent_sees_an_event_at_or_after_the_moment(

@@ -10,7 +10,16 @@ import pytest
 from tests.conftest import AS_OF, write_small_dataset
 from tools.dataset import Dataset, open_dataset
 from tools.errors import DatasetError, ServerError
-from tools.signals import announced, read_signals, season, trends, upcoming_holidays, weather_provider
+from tools.signals import (
+    Signal,
+    announced,
+    bearing_on,
+    read_signals,
+    season,
+    trends,
+    upcoming_holidays,
+    weather_provider,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +108,10 @@ def test_every_signal_has_an_id_and_ids_follow_the_order(small: Dataset) -> None
     signals = read_signals(small, "h1", AS_OF)
     assert [s.id for s in signals] == [f"s{n}" for n in range(1, len(signals) + 1)]
     assert [s.kind for s in signals] == ["season", "holiday", "promotion", "promotion"]
+
+
+def test_what_is_about_a_category_bears_on_its_items_only() -> None:
+    about = {"s1": [], "s2": ["White Milk"], "s3": ["White Bread", "Rye Bread"]}
+    signals = [Signal(id=key, kind="trend", text=key, categories=leaves) for key, leaves in about.items()]
+    assert [signal.id for signal in bearing_on(signals, "White Milk")] == ["s1", "s2"]
+    assert [signal.id for signal in bearing_on(signals, "Rye Bread")] == ["s1", "s3"]

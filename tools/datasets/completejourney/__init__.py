@@ -31,6 +31,8 @@ MAILER_LEAVES_A_WEEK = 4
 CAMPAIGN_LEAVES = 4
 
 BRANDS = {"National": "National Brand", "Private": "Store Brand"}
+UNNAMED_BRAND = "National Brand"
+"""The source tells no maker's name; only the shop's own brand says something in a title."""
 
 
 def build(directory: Path, progress: Callable[[str], None]) -> DatasetInfo:
@@ -181,7 +183,10 @@ def _items(products: pl.DataFrame, sales: pl.DataFrame) -> pl.DataFrame:
         named.join(first_sale, on="product_id", how="left")
         .with_columns(
             title=pl.concat_str(
-                pl.concat_str("maker", "leaf", separator=" "), "size", separator=", ", ignore_nulls=True
+                pl.concat_str(pl.col("maker").replace(UNNAMED_BRAND, None), "leaf", separator=" ", ignore_nulls=True),
+                "size",
+                separator=", ",
+                ignore_nulls=True,
             ),
             attributes=pl.col("size").map_elements(
                 lambda size: json.dumps({"size": size}), return_dtype=pl.String, skip_nulls=True

@@ -2,8 +2,8 @@
 
     recgpt train sft all --data runs/train/data --out runs/train/sft
 
-The loss is of the answer's tokens only. On a CPU a batch is one example, so that nothing is padded. A run that was
-killed goes on from its last checkpoint.
+The loss is of the answer's tokens only. Nothing is padded: on a CPU a batch is one example, on a GPU examples are
+packed. A run that was killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Recipe:
     """Evaluations without a better validation loss before it stops."""
     validation_examples: int = 40
     """Seen by each evaluation, the first of a seeded order; validation has more."""
+    packing: bool = False
+    """Whether sequences of `max_length` hold several examples, which do not see each other."""
     prompt_gradient: int | None = 0
     """How many of the prompt's last tokens the gradient reaches; the rest is read forward only, None for all.
 
@@ -52,9 +54,11 @@ class Recipe:
 
 RECIPES = {
     "cpu": Recipe(),
-    "gpu": Recipe(rank=32, alpha=64, learning_rate=1e-3, batch=16, accumulate=1, epochs=3.0, prompt_gradient=None),
+    "gpu": Recipe(
+        rank=32, alpha=64, learning_rate=1e-3, batch=4, accumulate=1, epochs=3.0, packing=True, prompt_gradient=None
+    ),
 }
-"""By machine. A GPU has the speed for whole gradients, batches by length and several epochs over more examples."""
+"""By machine. A GPU has the speed for whole gradients, packed batches and several epochs over more examples."""
 
 
 def read_examples(data: Path, agent: str) -> tuple[pl.DataFrame, str]:
@@ -124,7 +128,8 @@ def train(
         lr_scheduler_type="cosine",
         per_device_train_batch_size=recipe.batch,
         per_device_eval_batch_size=recipe.batch,
-        train_sampling_strategy="random" if recipe.batch == 1 else "group_by_length",
+        packing=recipe.packing,
+        eval_packing=False,
         gradient_accumulation_steps=recipe.accumulate,
         num_train_epochs=recipe.epochs,
         max_length=recipe.max_length,

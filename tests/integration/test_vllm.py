@@ -6,6 +6,7 @@ listed is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ import psutil
 import pytest
 
 from agents.schemas import Recommendation
-from tools.models import DEFAULT_MODEL
-from tools.serving import CPU, running_server, served_models
+from tools.errors import ServerError
+from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL
+from tools.serving import CPU, load_adapter, running_server, served_models
 
 ROOT = Path(__file__).parents[2]
 BASE_URL = "http://127.0.0.1:8417/v1"
@@ -90,6 +92,30 @@ def test_seeded_requests_with_long_prompts_do_not_kill_the_engine(vllm: Path) ->
         }
         assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
         assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
+
+
+def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the profile for GPUs does, on a CPU: the tuned default model is its base with the adapter beside it."""
+    monkeypatch.chdir(ROOT)
+    base_url = "http://127.0.0.1:8421/v1"
+    task = {
+        "messages": [{"role": "user", "content": "Write 5 tags as JSON for the persona Home baking."}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+
+    def answer(model: str) -> str:
+        reply = httpx.post(f"{base_url}/chat/completions", json={**task, "model": model}, timeout=120)
+        return str(reply.raise_for_status().json()["choices"][0]["message"]["content"])
+
+    with running_server(dataclasses.replace(CPU, adapters=True), DEFAULT_MODEL, base_url, lambda message: None):
+        assert served_models(base_url) == [BASE_MODEL, DEFAULT_MODEL]
+        tuned = answer(DEFAULT_MODEL)
+        assert tuned != answer(BASE_MODEL)
+        load_adapter(base_url, "my-expert", ADAPTER)
+        assert answer("my-expert") == tuned
+        with pytest.raises(ServerError, match=r"did not take .* as 'broken'"):
+            load_adapter(base_url, "broken", tmp_path)
 
 
 def test_the_guard_refuses(tmp_path: Path) -> None:

@@ -78,11 +78,21 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_same_weights(tiny_model: str,
     assert all(torch.allclose(one[key].float(), other[key].float(), atol=2e-2) for key in one)
 
 
-def test_whole_gradients_in_batches_learn_the_same(tiny_model: str, data: Path, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, prompt_gradient=None, batch=4, accumulate=1)
+def test_whole_gradients_of_packed_examples_learn_the_same(tiny_model: str, data: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, prompt_gradient=None, batch=2, accumulate=1, packing=True)
     losses = train("all", data, tmp_path / "out", recipe, None, say, tiny_model)["validation_loss"]
     assert isinstance(losses, dict)
     assert losses["best"] < losses["first"]
+
+
+def test_packed_examples_do_not_see_each_other(tiny_model: str) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    one, other = torch.randint(5, 500, (1, 9)), torch.randint(5, 500, (1, 6))
+    positions = torch.cat([torch.arange(9), torch.arange(6)])[None]
+    with torch.inference_mode():
+        packed = model(input_ids=torch.cat([one, other], dim=1), position_ids=positions).logits
+        alone = torch.cat([model(input_ids=one).logits, model(input_ids=other).logits], dim=1)
+    assert torch.allclose(packed, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("reach", [0, 3, 1000])

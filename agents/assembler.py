@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from agents.schemas import AgentUsage, CallRecord, ExplanationTask, Fact, JudgeTask, RecommendedItem, Request, Usage
 from agents.state import RecommendState
-from agents.wording import moment_text, profile_text, shelf_text
+from agents.wording import moment_text, own_lines, own_text, profile_text, shelf_text
 from tools.signals import bearing_on
 
 
@@ -66,6 +66,7 @@ def explanation_task(state: RecommendState, item: RecommendedItem) -> Explanatio
         persona=personas.get(item.persona or ""),
         evidence=[lines[key] for key in item.evidence],
         item=item,
+        own=own_lines(state["household"].history, item.category[-1]),
         signals=bearing_on(state["household"].signals, item.category[-1]),
     )
 
@@ -78,6 +79,7 @@ def judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
         Fact(name="profile", text=profile_text(task.profile)),
         Fact(name="item", text=item.title),
         Fact(name="shelf", text=shelf_text(item.category)),
+        Fact(name="history", text=f"the item itself: {own_text(task.own, task.as_of)}"),
         *(Fact(name="signals", text=signal.text) for signal in task.signals),
     ]
     if task.persona:

@@ -38,6 +38,11 @@ class Context(BaseSettings):
     model: str = Field(DEFAULT_MODEL, description="model name at the server")
     api_key: SecretStr = Field(SecretStr("EMPTY"), description="key of the model server, if it has one")
     request_timeout: float = Field(180.0, gt=0, le=3600, description="seconds for one model call")
+    answers: Path | None = Field(
+        None,
+        description="SQLite file that keeps the models' answers: what was asked before, of the same weights, costs "
+        "nothing; a name of your own whose weights change needs another file",
+    )
     embedding_model: str = Field(
         PACKAGED_MODEL, description="sentence-transformers directory or name, or the address of a /v1/embeddings"
     )
@@ -134,7 +139,7 @@ class Context(BaseSettings):
     def endpoint(self, agent: str) -> Endpoint:
         """Where an agent's model is."""
         model: str = getattr(self, f"{agent}_model") or self.model
-        return Endpoint(self.base_url, model, self.api_key, self.request_timeout)
+        return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers)
 
     @property
     def models(self) -> set[str]:

@@ -12,7 +12,7 @@ from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
 from agents.schemas import ExplanationTask, ExplanationText, StyledTask, StyleGuideline
 from agents.state import ExplanationState
-from agents.wording import evidence_lines, moment_text, persona_text, shelf_text
+from agents.wording import evidence_lines, moment_text, own_text, persona_text, shelf_text
 from prompts.template import Value
 
 EXPLANATION_TOKENS = 120
@@ -51,6 +51,7 @@ def explainer_values(task: ExplanationTask, style: StyleGuideline) -> dict[str, 
         **persona_text(task.persona),
         "item": task.item.title,
         "category": shelf_text(task.item.category),
+        "own": own_text(task.own, task.as_of),
         "evidence": evidence_lines(task.evidence, task.as_of),
         "signals": [{"text": signal.text} for signal in task.signals],
     }

@@ -14,13 +14,13 @@ from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
 from agents.schemas import Household, Persona, PlannedPersona, plan_schema
 from agents.state import IntentState
-from agents.wording import evidence_lines, moment_text, profile_text
+from agents.wording import citation, evidence_lines, moment_text, profile_text
 from prompts.template import VALUE_LIMIT, Value
 from tools.history import HistoryLine, number_lines
 from tools.llm import measure_prompt
 
 TOKENS_A_PERSONA = 160
-"""Bound of the answer: name, intent and ids of one persona."""
+"""Bound of the answer: name, intent and evidence of one persona."""
 UNMEASURED_LINES = 50
 """History lines kept for the answer where no server tells how long a prompt is."""
 REPAIR_TOKENS = 120
@@ -57,7 +57,7 @@ async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentS
     context = context_of(runtime)
     prompt = await read_prompt("planner", context.planner_prompt, context.planner_instructions)
     household = state["household"]
-    lines = {line.id: line for line in household.history}
+    lines = {citation(line): line for line in household.history}
     signals = {signal.id: signal for signal in household.signals}
     asked = await ask(
         runtime,

@@ -142,6 +142,7 @@ class ExplanationTask(Record):
     persona: Persona | None
     evidence: list[HistoryLine]
     item: RecommendedItem
+    own: list[HistoryLine] = Field(description="lines of the history about the item's own leaf; empty: it is new")
     signals: list[Signal]
 
 
@@ -269,7 +270,7 @@ class Recommendation(Record):
 
 
 class PlannedPersona(Answer):
-    """One persona as the planner writes it: what supports it (ids of lines of its prompt), then what it is."""
+    """One persona as the planner writes it: what supports it (`citation` of lines, ids of signals), then what it is."""
 
     evidence: list[str]
     signals: list[str]
@@ -351,12 +352,12 @@ def list_of(entry: Any, least: int, most: int) -> Any:  # noqa: ANN401 (a type m
     return (list[entry], Field(min_length=least, max_length=most))
 
 
-def plan_schema(history_ids: list[str], signal_ids: list[str], personas: int) -> type[Plan]:
+def plan_schema(citations: list[str], signal_ids: list[str], personas: int) -> type[Plan]:
     """A plan whose evidence and signals exist in the prompt, of two to `personas` personas."""
     persona = create_model(
         "Persona",
         __base__=PlannedPersona,
-        evidence=list_of(one_of(history_ids), 1, 5),
+        evidence=list_of(one_of(citations), 1, 5),
         signals=list_of(one_of(signal_ids), 0, 3) if signal_ids else list_of(str, 0, 0),
     )
     return create_model("Plan", __base__=Plan, personas=list_of(persona, 2, personas))

@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.schemas import Persona
 from tools.history import HistoryLine
+from tools.shelf import tag_text
 
 
 def moment_text(as_of: datetime) -> str:
@@ -23,6 +24,24 @@ def profile_text(profile: str | None) -> str:
 def evidence_lines(lines: Sequence[HistoryLine], as_of: datetime) -> list[Mapping[str, Any]]:
     """History lines as entries of a list field: id, text, rhythm."""
     return [{"id": line.id, "text": line.text, "rhythm": line.rhythm(as_of)} for line in lines]
+
+
+def citation(line: HistoryLine) -> str:
+    """`h3 white milk`: how the planner names a line as evidence.
+
+    With the word and not the id alone, what it chose and what it calls the persona stand in one text.
+    """
+    return f"{line.id} {tag_text(line.leaf or line.text)}"
+
+
+def own_lines(lines: Sequence[HistoryLine], leaf: str) -> list[HistoryLine]:
+    """The history of one leaf, such as an item's own."""
+    return [line for line in lines if line.leaf == leaf]
+
+
+def own_text(lines: Sequence[HistoryLine], as_of: datetime) -> str:
+    """`bought 9x, every 12 days, last 3 days ago`, or that it is new to the household."""
+    return "; ".join(line.rhythm(as_of) for line in lines) or "not bought yet"
 
 
 def persona_text(persona: Persona | None) -> dict[str, str]:

@@ -60,8 +60,8 @@ class TagRun(BaseModel):
 
 
 def settings_of(context: Context) -> dict[str, Any]:
-    """What of the context is not the default, without the server's address: an arm is made with one and the same."""
-    return context.model_dump(mode="json", exclude_defaults=True, exclude={"base_url"})
+    """What of the context is not the default, without where its parts are: an arm is made with one and the same."""
+    return context.model_dump(mode="json", exclude_defaults=True, exclude={"base_url", "answers"})
 
 
 async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None]) -> None:

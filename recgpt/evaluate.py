@@ -25,6 +25,8 @@ from tools.logs import logging_to
 from tools.retrieval import embed_catalog
 
 LOG = Path("runs/eval.log.jsonl")
+ANSWERS = Path("runs/answers.sqlite")
+"""Arms share what they ask alike, and a run that is repeated asks nothing."""
 
 
 def tags(
@@ -39,7 +41,7 @@ def tags(
     setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as shelf=0")] = None,
 ) -> None:
     """Run planner, experts and arbiter before households' last basket but one (validation): one arm of `compare`."""
-    context = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model)
+    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
     data = open_dataset(context.dataset)
     cases = basket_cases(data, VALIDATION_BASKET, users, seed)
     cut_to_whole_lines(out)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +18,9 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from tools.answers import open_answers
 from tools.errors import ServerError, ServerUnreachableError
+from tools.models import weights_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Endpoint:
     api_key: SecretStr
     timeout: float
     """Seconds for one call."""
+    answers: Path | None = None
+    """File of kept answers; None asks the server each time."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,9 @@ async def complete(
     run_name: str,
     metadata: Mapping[str, Any],
 ) -> Completion:
-    """Ask for an answer that fits a JSON schema.
+    """Ask for an answer that fits a JSON schema, or read it from `endpoint.answers` if it was asked before.
+
+    An answer that is read has the cost of when it was made, and no trace span: no model was called.
 
     Args:
         endpoint: where to ask.
@@ -68,6 +77,11 @@ async def complete(
         ServerUnreachableError: no answer, a time-out or a failure of the server.
         ServerError: the server refused the request (4xx).
     """
+    store = await asyncio.to_thread(open_answers, endpoint.answers) if endpoint.answers else None
+    sampling = (temperature, max_tokens, seed)
+    key = await asyncio.to_thread(_key, endpoint.model, messages, schema, sampling) if store else ""
+    if store and (kept := await asyncio.to_thread(store.get, key)):
+        return Completion(**json.loads(kept))
     model = ChatOpenAI(
         model=endpoint.model,
         base_url=endpoint.base_url,
@@ -102,13 +116,24 @@ async def complete(
             f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {error}"
         ) from error
     usage = message.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
-    return Completion(
+    completion = Completion(
         text=str(message.content),
         cut_off=message.response_metadata.get("finish_reason") == "length",
         prompt_tokens=usage["input_tokens"],
         completion_tokens=usage["output_tokens"],
         seconds=time.perf_counter() - started,
     )
+    if store:
+        await asyncio.to_thread(store.put, key, json.dumps(asdict(completion)))
+    return completion
+
+
+def _key(
+    model: str, messages: Sequence[BaseMessage], schema: Mapping[str, Any], sampling: tuple[float, int, int | None]
+) -> str:
+    """Of all that an answer depends on; not of the server's address nor of what is only for traces."""
+    content = [weights_name(model), convert_to_openai_messages(list(messages)), schema, sampling]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.DefaultAsyncHttpxClient] = WeakKeyDictionary()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tools.errors import ModelFilesError
+from tools.loading import load_once
 
 BASE_MODEL = "smollm2-135m-instruct"
 """What the package ships, untuned."""
@@ -62,6 +63,12 @@ def adapter_digest(adapter: Path) -> str:
     if found != expected:
         raise ModelFilesError(f"{adapter / ADAPTER_WEIGHTS} has SHA-256 {found}, its card says {expected}: get it anew")
     return found
+
+
+@load_once(maxsize=8)
+def weights_name(model: str) -> str:
+    """A model's name with the digest of what is in it where that is known: another adapter is another model."""
+    return f"{model}@{adapter_digest(ADAPTER)}" if model == DEFAULT_MODEL else model
 
 
 def merge_adapter(base: Path, adapter: Path, target: Path, report: Callable[[str], None]) -> None:

@@ -47,6 +47,7 @@ from agents.schemas import (
     tags_schema,
 )
 from agents.style import style_values
+from agents.wording import citation, own_lines
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
 from tools.dataset import Dataset, open_dataset
@@ -102,6 +103,8 @@ class Settings:
     tags: int = 15
     picks: int = 12
     shelf: int = 20
+    added: int = 2
+    """Most leaves of an answer that neither shelf nor evidence shows."""
     no_shelf: float = 0.25
     """Share of expert examples whose shelf is empty: the expert must also do without."""
     history_lines: int = 32
@@ -194,11 +197,11 @@ class Builder:
         pool: list[ProposedTag] = []
         unfit: set[str] = set()
         for target, shelf in zip(targets, shelves, strict=True):
-            proposals = self._proposals(target, household, shelf, as_of, rng)
+            shown = [] if rng.random() < self._settings.no_shelf else shelf
+            proposals = self._proposals(target, household, future, shown, as_of, rng)
             pooled, misfits = self._pooled(proposals, target, rng)
             pool += pooled
             unfit |= misfits
-            shown = [] if rng.random() < self._settings.no_shelf else shelf
             yield self._expert(user_id, household, target, proposals, shown, as_of)
             yield from self._explanation(user_id, household, target, as_of, rng)
         yield self._arbiter(household, targets, pool, unfit, future, as_of)
@@ -284,7 +287,7 @@ class Builder:
     def _planner(self, household: Household, targets: Sequence[Target], as_of: datetime) -> Example:
         personas = [
             PlannedPersona(
-                evidence=[line.id for line in target.persona.evidence],
+                evidence=[citation(line) for line in target.persona.evidence],
                 signals=[signal.id for signal in target.persona.signals],
                 name=target.persona.name,
                 intent=target.persona.intent,
@@ -292,7 +295,7 @@ class Builder:
             for target in targets
         ]
         schema = plan_schema(
-            [line.id for line in household.history],
+            [citation(line) for line in household.history],
             [signal.id for signal in household.signals],
             self._settings.personas,
         )
@@ -300,32 +303,43 @@ class Builder:
         return _example("planner", fields, Plan(personas=personas), schema, [f for t in targets for f in t.bought])
 
     def _proposals(
-        self, target: Target, household: Household, shelf: Sequence[ShelfLine], as_of: datetime, rng: Generator
+        self,
+        target: Target,
+        household: Household,
+        future: Sequence[Future],
+        shelf: Sequence[ShelfLine],
+        as_of: datetime,
+        rng: Generator,
     ) -> list[Future | str]:
-        """What the persona's expert should propose: what was bought next and is not on its shelf, then from the shelf.
+        """What the persona's expert should propose: what its prompt shows and was bought next, and more like it.
 
-        Bought are leaves of the persona's need or on its shelf, at most half of them known before (where there are
-        new ones). The rest is new to the household: the shelf from its top, then what sells in the need. Choices
-        from the shelf are in its order, so that they are one walk down the lines of the prompt.
+        In this order: leaves of the evidence that were bought again, choices from the shelf, at most `added` leaves of
+        the need that are new and stand nowhere in the prompt. An answer full of purchases that nothing in the prompt
+        points to would teach to invent. Known leaves are at most half. What is missing to `tags` is the shelf from its
+        top, without a shelf what sells in the need. Choices from the shelf are in its order, one walk down its lines.
         """
-        count = self._settings.tags
+        settings = self._settings
         rank = {line.leaf: number for number, line in enumerate(shelf)}
-        bought = sorted(target.bought, key=lambda leaf: (rank.get(leaf.leaf, -1), leaf.leaf))
-        known = [leaf for leaf in bought if not leaf.new]
-        dropped = set(known[count // 2 :])
-        hits = [leaf for leaf in bought if leaf not in dropped][:count]
-        taken = {hit.leaf for hit in hits} | {leaf.leaf for leaf in dropped}
-        seen = {line.leaf for line in household.history}
-        sellers = self._sellers(target.need, as_of)
-        rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
-        order = (
-            [line.leaf for line in shelf if line.why != "due again"] + sellers + [str(x) for x in rng.permutation(rest)]
-        )
-        filler = [leaf for leaf in dict.fromkeys(order) if leaf not in taken and leaf not in seen]
-        chosen: list[Future | str] = [*hits, *filler[: count - len(hits)]]
-        walk = sorted((entry for entry in chosen if _leaf(entry) in rank), key=lambda entry: rank[_leaf(entry)])
-        first = [hit for hit in hits if hit.leaf not in rank]
-        return [*first, *walk, *(entry for entry in filler if entry in chosen and entry not in rank)]
+        evidence = {line.leaf for line in target.persona.evidence}
+        own = {leaf.leaf for leaf in target.bought}
+        again = [leaf for leaf in future if leaf.leaf in evidence or (leaf.leaf in own and not leaf.new and not shelf)]
+        chosen = [leaf for leaf in future if leaf.leaf in rank and leaf not in again]
+        known = [leaf for leaf in [*again, *chosen] if not leaf.new]
+        dropped = {leaf.leaf for leaf in known[settings.tags // 2 :]}
+        added = [leaf for leaf in target.bought if leaf.new and leaf.leaf not in rank]
+        hits = [leaf for leaf in again if leaf.leaf not in dropped]
+        walk: list[Future | str] = [leaf for leaf in chosen if leaf.leaf not in dropped]
+        last: list[Future | str] = [*(added[: settings.added] if shelf else added)]
+        seen = evidence | {line.leaf for line in household.history} | {leaf.leaf for leaf in future}
+        missing = settings.tags - len(hits) - len(walk) - len(last)
+        fitting = [line.leaf for line in shelf if line.why != "due again" and line.leaf not in seen]
+        walk += fitting[: max(missing, 0)]
+        if (missing := settings.tags - len(hits) - len(walk) - len(last)) > 0:
+            rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
+            order = dict.fromkeys([*self._sellers(target.need, as_of), *map(str, rng.permutation(rest))])
+            last += [leaf for leaf in order if leaf not in seen and leaf not in rank][:missing]
+        walk.sort(key=lambda entry: rank[_leaf(entry)])
+        return [*hits, *walk, *last][: settings.tags]
 
     def _expert(
         self,
@@ -414,6 +428,7 @@ class Builder:
             persona=target.persona,
             evidence=target.persona.evidence,
             item=item,
+            own=own_lines(household.history, leaf.leaf),
             signals=bearing_on(household.signals, leaf.leaf),
         )
         made = explanation_target(task, _one(target.need.purposes, rng), rng)

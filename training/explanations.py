@@ -80,10 +80,10 @@ def _facts(task: ExplanationTask, purpose: str) -> dict[str, str]:
     _, named, size = task.item.title.rpartition(f"{leaf}, ")
     if named:
         slots["size"] = size
-    own = [line for line in task.evidence if line.leaf == leaf]
     others = [line for line in task.evidence if line.leaf and line.leaf != leaf]
-    if own and own[0].times > 1:
-        slots["times"] = str(own[0].times)
+    bought = [line.times for line in task.own if line.action == "purchase"]
+    if bought and bought[0] > 1:
+        slots["times"] = str(bought[0])
     elif others:
         slots["other"] = str(others[0].leaf).lower()
     for signal in task.signals:

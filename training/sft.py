@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from tools.errors import DatasetError
+from tools.errors import DatasetError, OutputError
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
@@ -96,7 +96,7 @@ def train(
     Args:
         agent: one of `TUNED_AGENTS`, or `all` for one adapter of all agents.
         data: what `recgpt train data` wrote.
-        out: checkpoints, TensorBoard logs and the adapter; checkpoints there are continued.
+        out: checkpoints, TensorBoard logs and the adapter; a run that stopped there goes on if it is the same one.
         recipe: hyper-parameters.
         examples: only so many training examples, the first of the seeded order.
         report: called with a sentence.
@@ -158,7 +158,11 @@ def train(
         ),
         callbacks=[EarlyStoppingCallback(recipe.patience)],
     )
-    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    _claim(
+        out,
+        {"agent": agent, "base": model, "data_sha256": digest, "examples": len(train_set), "recipe": asdict(recipe)},
+    )
+    checkpoint = get_last_checkpoint(str(out))
     report(f"{len(train_set):,} examples, {'from ' + checkpoint if checkpoint else 'from the beginning'}")
     trainer.train(resume_from_checkpoint=checkpoint)
     adapter = out / "adapter"
@@ -188,6 +192,23 @@ def train(
     }
     (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _claim(out: Path, run: dict[str, object]) -> None:
+    """Note what `out` is for, so that checkpoints are gone on with by the same run only.
+
+    Raises:
+        OutputError: it has a run of other data or settings, or checkpoints of an unknown one.
+    """
+    note = out / "run.json"
+    if note.is_file():
+        found = json.loads(note.read_text())
+        if keys := sorted(key for key in found | run if found.get(key) != run.get(key)):
+            raise OutputError(f"{out} holds another run ({', '.join(keys)} differ); give another --out, or remove it")
+    elif list(out.glob("checkpoint-*")):
+        raise OutputError(f"{out} holds checkpoints without run.json, which tells what they are of; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(run, indent=2) + "\n")
 
 
 def truncated_trainer(prompt_gradient: int) -> type[Any]:

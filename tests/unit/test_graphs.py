@@ -74,13 +74,13 @@ async def test_only_the_planner_reads_the_history(context: Context, server: Scri
                         {
                             "name": "Quick weekday dinners",
                             "intent": "dinners for the week",
-                            "evidence": ["h4"],
+                            "evidence": ["h4 white milk"],
                             "signals": [],
                         },
                         {
                             "name": "Holiday baking",
                             "intent": "baking for the holiday",
-                            "evidence": ["h1"],
+                            "evidence": ["h1 baby diapers"],
                             "signals": [],
                         },
                     ]
@@ -98,9 +98,14 @@ async def test_only_the_planner_reads_the_history(context: Context, server: Scri
 
 async def test_personas_of_one_name_are_one(context: Context, server: ScriptedServer) -> None:
     told = [
-        {"evidence": ["h1"], "signals": [], "name": "Baby care", "intent": "diapers for the coming weeks"},
-        {"evidence": ["h3"], "signals": [], "name": "Quick dinners", "intent": "dinners for the week"},
-        {"evidence": ["h1", "h2"], "signals": [], "name": "baby care", "intent": "formula for the baby"},
+        {"evidence": ["h1 baby diapers"], "signals": [], "name": "Baby care", "intent": "diapers for weeks"},
+        {"evidence": ["h3 white bread"], "signals": [], "name": "Quick dinners", "intent": "dinners for the week"},
+        {
+            "evidence": ["h1 baby diapers", "h2 infant formula"],
+            "signals": [],
+            "name": "baby care",
+            "intent": "formula for the baby",
+        },
     ]
     script(server, "planner", Reply(json.dumps({"personas": told})))
     result = await recommend(context)
@@ -469,6 +474,18 @@ async def test_a_service_resumes_from_its_checkpoint(
     assert len(Recommendation.model_validate(state).items) == 4
 
 
+async def test_kept_answers_are_not_asked_again(context: Context, server: ScriptedServer, tmp_path: Path) -> None:
+    keeping = context.model_copy(update={"answers": tmp_path / "answers.sqlite"})
+    first = await recommend(keeping)
+    asked = len(server.requests)
+    again = await recommend(keeping)
+    assert len(server.requests) == asked
+    assert [item.explanation for item in again.items] == [item.explanation for item in first.items]
+    assert again.usage.completion_tokens == first.usage.completion_tokens
+    await recommend(keeping.model_copy(update={"expert_temperature": 0.1}))
+    assert {request["response_format"]["json_schema"]["name"] for request in server.requests[asked:]} == {"expert"}
+
+
 async def test_the_explanation_graph_alone(context: Context) -> None:
     result = await recommend(context, items=1)
     task = {
@@ -478,6 +495,7 @@ async def test_the_explanation_graph_alone(context: Context) -> None:
         "persona": result.personas[0].model_dump(mode="json"),
         "evidence": [line.model_dump(mode="json") for line in result.personas[0].evidence],
         "item": result.items[0].model_dump(mode="json"),
+        "own": [],
         "signals": [],
     }
     state = await explanation_graph.ainvoke(task, context=context)

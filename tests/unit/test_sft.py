@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import AS_OF, ROOT
-from tools.errors import DatasetError, ModelFilesError
+from tools.errors import DatasetError, ModelFilesError, OutputError
 from tools.models import adapter_digest, merge_adapter
 from training.data import SCHEMA
 from training.sft import RECIPES, read_examples, train, truncated_trainer
@@ -71,6 +71,11 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_same_weights(tiny_model: str,
     assert json.loads((tmp_path / "whole" / "adapter" / "card.json").read_text())["examples"] == 45
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path / "whole" / "checkpoint-6", killed / "checkpoint-6")
+    with pytest.raises(OutputError, match=r"run\.json"):
+        train("all", data, killed, RECIPE, None, say, tiny_model)
+    shutil.copy(tmp_path / "whole" / "run.json", killed)
+    with pytest.raises(OutputError, match="recipe"):
+        train("all", data, killed, replace(RECIPE, seed=8), None, say, tiny_model)
     again = train("all", data, killed, RECIPE, None, say, tiny_model)
     assert again["steps"] == whole["steps"]
     assert again["validation_loss"]["best"] == pytest.approx(losses["best"], abs=1e-3)  # type: ignore[index]
@@ -90,7 +95,8 @@ def test_packed_examples_do_not_see_each_other(tiny_model: str) -> None:
     one, other = torch.randint(5, 500, (1, 9)), torch.randint(5, 500, (1, 6))
     positions = torch.cat([torch.arange(9), torch.arange(6)])[None]
     with torch.inference_mode():
-        packed = model(input_ids=torch.cat([one, other], dim=1), position_ids=positions).logits
+        both = torch.cat([one, other], dim=1)
+        packed = model(input_ids=both, position_ids=positions, use_cache=False).logits
         alone = torch.cat([model(input_ids=one).logits, model(input_ids=other).logits], dim=1)
     assert torch.allclose(packed, alone, atol=1e-4)
 

@@ -94,7 +94,7 @@ def test_texts_vary_in_build_and_name_their_item(examples: pl.DataFrame) -> None
         assert shelf is not None
         assert shelf[1].lower() in text.lower()
         for number in re.findall(r"(\d+) times", text):
-            assert f"{number}x" in prompt
+            assert f"The item so far: bought {number}x" in prompt
         for ahead in re.findall(r"in \d+ days", text):
             assert ahead in prompt
     builds = [text for device in load_phrases().rhetoric.values() for texts in device.values() for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.runtime import Runtime
 from pydantic import Field, SecretStr
@@ -68,9 +68,10 @@ class Context(BaseSettings):
         description="leaf categories that tools propose to one expert (due again, rising, bought besides); 0 for none",
         json_schema_extra=_for_nodes("fill_shelves"),
     )
-    vocabulary: bool = Field(
-        False,
-        description="hold the experts' tags to the names of the catalogue's leaf categories",
+    vocabulary: Literal["any", "catalogue", "shelf"] = Field(
+        "any",
+        description="what an expert's tag may be: any text, a leaf category of the catalogue, or one of its own shelf "
+        "(of the catalogue where the shelf has too few)",
         json_schema_extra=_for_nodes("run_expert"),
     )
     final_tags: int = Field(

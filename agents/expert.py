@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -18,7 +19,7 @@ from agents.wording import evidence_lines, moment_text, profile_text
 from prompts.template import Value
 from tools.dataset import Dataset, open_dataset
 from tools.loading import load_once
-from tools.shelf import tag_text
+from tools.shelf import ShelfLine, tag_text
 
 TOKENS_A_TAG = 20
 
@@ -28,7 +29,7 @@ async def run_expert(state: ExpertTask, runtime: Runtime[Context]) -> IntentStat
     context = context_of(runtime)
     prompt = await read_prompt("expert", context.expert_prompt, context.expert_instructions)
     persona = state.persona
-    vocabulary = await asyncio.to_thread(_vocabulary, context) if context.vocabulary else ()
+    vocabulary = await asyncio.to_thread(_vocabulary, context, state.shelf)
     asked = await ask(
         runtime,
         prompt,
@@ -69,7 +70,13 @@ def expert_values(task: ExpertTask, tags: int) -> dict[str, Value]:
     }
 
 
-def _vocabulary(context: Context) -> tuple[str, ...]:
+def _vocabulary(context: Context, shelf: Sequence[ShelfLine]) -> tuple[str, ...]:
+    """The tags that the expert may write; none: any text."""
+    if context.vocabulary == "any":
+        return ()
+    own = tuple(dict.fromkeys(tag_text(line.leaf) for line in shelf))
+    if context.vocabulary == "shelf" and len(own) >= context.tags_per_expert:
+        return own
     return leaf_tags(open_dataset(context.dataset))
 
 

@@ -91,6 +91,7 @@ async def test_recommend_and_its_parts_answer(studio: dict[str, object]) -> None
         "profile": None,
         "persona": result.personas[0].model_dump(mode="json"),
         "evidence": [],
+        "own": [],
         "item": item,
         "signals": [],
     }

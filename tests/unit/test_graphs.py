@@ -184,7 +184,7 @@ async def test_experts_are_shown_shelves_and_held_to_the_vocabulary_where_that_i
     free = _expert_requests(server)
     assert any("Shelf:\n- " in body["messages"][-1]["content"] for body in free)
     server.requests.clear()
-    await recommend(context, shelf=0, vocabulary=True)
+    await recommend(context, shelf=0, vocabulary="catalogue")
     held = _expert_requests(server)
     assert all("Shelf:\n(none)" in body["messages"][-1]["content"] for body in held)
     schemas = [
@@ -192,6 +192,18 @@ async def test_experts_are_shown_shelves_and_held_to_the_vocabulary_where_that_i
     ]
     assert ["enum" in schema for schema in schemas] == [False] * len(free) + [True] * len(held)
     assert "white milk" in schemas[-1]["enum"]
+
+
+async def test_experts_may_be_held_to_their_own_shelf(context: Context, server: ScriptedServer) -> None:
+    await recommend(context, vocabulary="shelf", tags_per_expert=3)
+    held = 0
+    for body in _expert_requests(server):
+        shown = re.search(r"Shelf:\n((?:- .+\n)*)", body["messages"][-1]["content"])
+        own = [line[2:].split(" (")[0] for line in shown[1].splitlines()] if shown else []
+        words = body["response_format"]["json_schema"]["schema"]["properties"]["tags"]["items"]["enum"]
+        held += words == own
+        assert words == own or (len(own) < 3 and "white milk" in words)
+    assert held
 
 
 def _expert_requests(server: ScriptedServer) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What is trained on, chosen on and tested on (leave-last-basket-out).
 
 A household's last basket is for tests, the one before it for every choice; no weight has seen either, nor anything
-from `TRAIN_END` on.
+from `TRAIN_END` on. Cases before `TRAIN_END` are left out: what was fitted up to then would know of others' purchases
+that lie after them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Case:
 
 
 def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[Case]:
-    """Households with their basket number `basket` from the end as the target.
+    """Households with their basket number `basket` from the end as the target, where it is not before `TRAIN_END`.
 
     Args:
         dataset: the data set.
@@ -58,10 +59,12 @@ def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[C
         .filter(pl.col("timestamp").list.len() >= LEAST_BASKETS)
         .sort("user_id")
     )
-    order = np.random.default_rng(seed).permutation(len(baskets))[:users]
+    order = np.random.default_rng(seed).permutation(len(baskets))
     cases = []
     for user_id, starts, contents in baskets[order.tolist()].iter_rows():
         as_of = starts[-basket]
+        if as_of < TRAIN_END or len(cases) == users:
+            continue
         before = [leaf for start, content in zip(starts, contents, strict=True) if start < as_of for leaf in content]
         cases.append(Case(user_id, as_of, frozenset(contents[-basket]), frozenset(before)))
     return cases

@@ -60,7 +60,7 @@ def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[C
         .sort("user_id")
     )
     order = np.random.default_rng(seed).permutation(len(baskets))
-    cases = []
+    cases: list[Case] = []
     for user_id, starts, contents in baskets[order.tolist()].iter_rows():
         as_of = starts[-basket]
         if as_of < TRAIN_END or len(cases) == users:

@@ -1,7 +1,7 @@
 # make demo        set up, run the main job for three households, say where the report lies
 # make test        set up, then lint, types, import rules and all tests
 # make setup       the set-up alone; make setup GPU=1 installs vllm and faiss-gpu for NVIDIA GPUs instead
-# make studio      the four graphs in LangGraph's local development server
+# make studio      the five graphs in LangGraph's local development server
 # make serve       the model server alone
 # make hooks       pre-commit hooks
 

@@ -43,8 +43,11 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
     )
     persona_of = {proposed.tag: proposed.persona for proposed in pool}
     picks = {pick.tag: pick.reason for pick in reversed(asked.answer.picks)}
-    chosen = [_tag(tag, persona_of[tag], picks[tag]) for tag in dict.fromkeys(pick.tag for pick in asked.answer.picks)]
-    rest = [_tag(proposed.tag, proposed.persona, "") for proposed in pool if proposed.tag not in picks]
+    chosen = [
+        ungrounded_tag(tag, persona_of[tag], picks[tag])
+        for tag in dict.fromkeys(pick.tag for pick in asked.answer.picks)
+    ]
+    rest = [ungrounded_tag(proposed.tag, proposed.persona) for proposed in pool if proposed.tag not in picks]
     note = f"the arbiter named {count - len(chosen)} of its {count} picks twice: the experts' own tags fill its list"
     return {
         "tags": [*chosen, *rest[: count - len(chosen)]],
@@ -57,7 +60,7 @@ async def arbitrate_tags(state: IntentState, runtime: Runtime[Context]) -> Inten
 async def record_arbiter_failure(state: IntentState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """Without a verdict on the set the experts' own tags go on, one of each in turn, and the answer says so."""
     pool = pool_in_turn(state["personas"], state["pool"])[: context_of(runtime).final_tags]
-    tags = [_tag(proposed.tag, proposed.persona, "") for proposed in pool]
+    tags = [ungrounded_tag(proposed.tag, proposed.persona) for proposed in pool]
     note = "tags are the experts' own, in turn: the arbiter gave no valid answer"
     update = {**failed("arbiter", "household", error.error), "tags": tags, "degraded": [note]}
     return Command(update=update, goto="ground_tags")
@@ -74,7 +77,8 @@ def pool_in_turn(personas: Sequence[Persona], pool: Sequence[ProposedTag]) -> li
     return list({proposed.tag.casefold(): proposed for proposed in reversed(tags)}.values())[::-1]
 
 
-def _tag(tag: str, persona: str, reason: str) -> Tag:
+def ungrounded_tag(tag: str, persona: str, reason: str = "") -> Tag:
+    """A final tag before `ground_tags` has seen it."""
     return Tag(tag=tag, persona=persona, category=[], score=0.0, reason=reason, source="model", proposed=tag)
 
 

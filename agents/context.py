@@ -15,6 +15,8 @@ from tools.models import DEFAULT_MODEL
 
 AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer")
 """All that ask a model; each has a prompt, a temperature and so on of its own in the context."""
+SAME_MODEL = {"route": "expert"}
+"""Agents of the baseline that play another's part: they ask its model."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -59,7 +61,11 @@ class Context(BaseSettings):
         3, ge=2, le=8, description="K: at most so many personas", json_schema_extra=_for_nodes("plan_intents")
     )
     tags_per_expert: int = Field(
-        15, ge=3, le=40, description="tags of one expert", json_schema_extra=_for_nodes("run_expert")
+        15,
+        ge=3,
+        le=40,
+        description="tags of one expert, or of one route of the baseline",
+        json_schema_extra=_for_nodes("run_expert", "run_route"),
     )
     shelf: int = Field(
         20,
@@ -72,10 +78,14 @@ class Context(BaseSettings):
         "any",
         description="what an expert's tag may be: any text, a leaf category of the catalogue, or one of its own shelf "
         "(of the catalogue where the shelf has too few)",
-        json_schema_extra=_for_nodes("run_expert"),
+        json_schema_extra=_for_nodes("run_expert", "run_route"),
     )
     final_tags: int = Field(
-        12, ge=1, le=60, description="tags that the arbiter picks", json_schema_extra=_for_nodes("arbitrate_tags")
+        12,
+        ge=1,
+        le=60,
+        description="tags that the arbiter picks, or that the baseline's union keeps",
+        json_schema_extra=_for_nodes("arbitrate_tags", "unite_tags"),
     )
     items: int = Field(6, ge=1, le=50, description="items to recommend", json_schema_extra=_for_nodes("retrieve_items"))
     judge: bool = Field(False, description="grade each explanation")
@@ -104,9 +114,9 @@ class Context(BaseSettings):
     planner_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("plan_intents", langgraph_type="prompt")
     )
-    expert_model: str | None = Field(None, json_schema_extra=_for_nodes("run_expert"))
+    expert_model: str | None = Field(None, json_schema_extra=_for_nodes("run_expert", "run_route"))
     expert_prompt: str = Field("v1", json_schema_extra=_for_nodes("run_expert"))
-    expert_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("run_expert"))
+    expert_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("run_expert", "run_route"))
     expert_instructions: str | None = Field(None, json_schema_extra=_for_nodes("run_expert", langgraph_type="prompt"))
     arbiter_model: str | None = Field(None, json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_prompt: str = Field("v1", json_schema_extra=_for_nodes("arbitrate_tags"))
@@ -118,9 +128,11 @@ class Context(BaseSettings):
     style_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_style"))
     style_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_style"))
     style_instructions: str | None = Field(None, json_schema_extra=_for_nodes("write_style", langgraph_type="prompt"))
-    explainer_model: str | None = Field(None, json_schema_extra=_for_nodes("write_explanation"))
+    explainer_model: str | None = Field(None, json_schema_extra=_for_nodes("write_explanation", "explain_item"))
     explainer_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_explanation"))
-    explainer_temperature: float = Field(0.4, ge=0, le=2, json_schema_extra=_for_nodes("write_explanation"))
+    explainer_temperature: float = Field(
+        0.4, ge=0, le=2, json_schema_extra=_for_nodes("write_explanation", "explain_item")
+    )
     explainer_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("write_explanation", langgraph_type="prompt")
     )
@@ -139,7 +151,7 @@ class Context(BaseSettings):
 
     def endpoint(self, agent: str) -> Endpoint:
         """Where an agent's model is."""
-        model: str = getattr(self, f"{agent}_model") or self.model
+        model: str = getattr(self, f"{SAME_MODEL.get(agent, agent)}_model") or self.model
         return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers)
 
     @property

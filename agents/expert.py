@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,7 +16,7 @@ from agents.context import Context, context_of
 from agents.schemas import ExpertTask, ProposedTag, tags_schema
 from agents.state import IntentState
 from agents.wording import evidence_lines, moment_text, profile_text
-from prompts.template import Value
+from prompts.template import Prompt, Value
 from tools.dataset import Dataset, open_dataset
 from tools.loading import load_once
 from tools.shelf import ShelfLine, tag_text
@@ -28,24 +28,8 @@ async def run_expert(state: ExpertTask, runtime: Runtime[Context]) -> IntentStat
     """Write tags `T_k = f_expert(p_k)`; the expert sees the persona, its evidence, E and its shelf, never B."""
     context = context_of(runtime)
     prompt = await read_prompt("expert", context.expert_prompt, context.expert_instructions)
-    persona = state.persona
-    vocabulary = await asyncio.to_thread(_vocabulary, context, state.shelf)
-    asked = await ask(
-        runtime,
-        prompt,
-        expert_values(state, context.tags_per_expert),
-        tags_schema(context.tags_per_expert, vocabulary),
-        user_id=state.user_id,
-        subject=persona.name,
-        temperature=context.expert_temperature,
-        max_tokens=TOKENS_A_TAG * context.tags_per_expert + 20,
-    )
-    tags = dict.fromkeys(" ".join(tag.split()) for tag in asked.answer.tags)
-    return {
-        "pool": [ProposedTag(tag=tag, persona=persona.name) for tag in tags],
-        "calls": asked.calls,
-        "rejected": asked.rejected,
-    }
+    values = expert_values(state, context.tags_per_expert)
+    return await propose_tags(runtime, prompt, values, state.user_id, state.persona.name, state.shelf)
 
 
 async def record_expert_failure(state: ExpertTask, error: NodeError) -> Command[Any]:
@@ -53,6 +37,44 @@ async def record_expert_failure(state: ExpertTask, error: NodeError) -> Command[
     name = state.persona.name
     note = f"no tags for the persona {name!r}: its expert gave no valid answer"
     return Command(update={**failed("expert", name, error.error), "degraded": [note]}, goto="arbitrate_tags")
+
+
+async def propose_tags(
+    runtime: Runtime[Context],
+    prompt: Prompt,
+    values: Mapping[str, Value],
+    user_id: str,
+    persona: str,
+    shelf: Sequence[ShelfLine] = (),
+) -> IntentState:
+    """Ask for `context.tags_per_expert` tags for one persona, within the vocabulary of the context.
+
+    Raises:
+        InvalidAnswerError, ServerError: there are none; see `ask`.
+    """
+    context = context_of(runtime)
+    vocabulary = await asyncio.to_thread(_vocabulary, context, shelf)
+    asked = await ask(
+        runtime,
+        prompt,
+        values,
+        tags_schema(context.tags_per_expert, vocabulary),
+        user_id=user_id,
+        subject=persona,
+        temperature=context.expert_temperature,
+        max_tokens=tag_list_tokens(context.tags_per_expert),
+    )
+    tags = dict.fromkeys(" ".join(tag.split()) for tag in asked.answer.tags)
+    return {
+        "pool": [ProposedTag(tag=tag, persona=persona) for tag in tags],
+        "calls": asked.calls,
+        "rejected": asked.rejected,
+    }
+
+
+def tag_list_tokens(tags: int) -> int:
+    """Bound of an answer of so many tags."""
+    return TOKENS_A_TAG * tags + 20
 
 
 def expert_values(task: ExpertTask, tags: int) -> dict[str, Value]:

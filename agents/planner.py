@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from langchain_core.messages import BaseMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
+from agents.fitting import fit_lines
 from agents.schemas import Household, Persona, PlannedPersona, plan_schema
 from agents.state import IntentState
 from agents.wording import citation, evidence_lines, moment_text, profile_text
-from prompts.template import VALUE_LIMIT, Value
-from tools.history import HistoryLine, number_lines
-from tools.llm import measure_prompt
+from prompts.template import Value
+from tools.history import number_lines
 
 TOKENS_A_PERSONA = 160
 """Bound of the answer: name, intent and evidence of one persona."""
 UNMEASURED_LINES = 50
 """History lines kept for the answer where no server tells how long a prompt is."""
-REPAIR_TOKENS = 120
-"""Room for the reason why an answer was rejected."""
-CHARACTERS_A_TOKEN_AT_MOST = 8
-"""No text has longer tokens on average: lines beyond this are cut before anything is counted."""
 
 
 async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentState:
@@ -37,19 +33,20 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     context = context_of(runtime)
     prompt = await read_prompt("planner", context.planner_prompt, context.planner_instructions)
     lines = state["household"].history
-    kept = _worth_counting(lines, context.planner_tokens)
-    answer = TOKENS_A_PERSONA * context.personas + REPAIR_TOKENS * (context.attempts > 1)
-    while True:
-        household = state["household"].model_copy(update={"history": number_lines(lines[:kept])})
-        messages = prompt.render(planner_values(state["as_of"], household, context.personas))
-        size = await measure_prompt(context.endpoint("planner"), messages, context.default_window)
-        budget = min(context.planner_tokens, size.window - answer)
-        if size.tokens <= budget or kept == 1:
-            break
-        kept = max(1, min(kept - 1, int(kept * budget / size.tokens)))
-    cut = len(lines) - kept
-    note = f"history: the {cut} least telling of {len(lines)} lines did not fit into {budget} tokens"
-    return {"household": household, "history_lines_cut": cut, "degraded": [note] if cut else []}
+
+    def household(count: int) -> Household:
+        return state["household"].model_copy(update={"history": number_lines(lines[:count])})
+
+    def render(count: int) -> list[BaseMessage]:
+        return prompt.render(planner_values(state["as_of"], household(count), context.personas))
+
+    answer = TOKENS_A_PERSONA * context.personas
+    fit = await fit_lines(
+        context, "planner", [line.text for line in lines], render, answer=answer, most=context.planner_tokens
+    )
+    cut = len(lines) - fit.lines
+    note = f"history: the {cut} least telling of {len(lines)} lines did not fit into {fit.budget} tokens"
+    return {"household": household(fit.lines), "history_lines_cut": cut, "degraded": [note] if cut else []}
 
 
 async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentState:
@@ -97,16 +94,6 @@ async def record_planner_failure(state: IntentState, error: NodeError) -> Comman
         household = household.model_copy(update={"history": number_lines(household.history[:UNMEASURED_LINES])})
     update = {**failed("planner", "household", error.error), "household": household}
     return Command(update={**update, "degraded": ["no personas: the planner gave no valid answer"]})
-
-
-def _worth_counting(lines: Sequence[HistoryLine], tokens: int) -> int:
-    """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
-    characters = 0
-    for count, line in enumerate(lines):
-        characters += min(len(line.text), VALUE_LIMIT)
-        if characters > tokens * CHARACTERS_A_TOKEN_AT_MOST:
-            return max(count, 1)
-    return len(lines)
 
 
 def planner_values(as_of: datetime, household: Household, personas: int) -> dict[str, Value]:

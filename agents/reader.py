@@ -1,4 +1,4 @@
-"""Reading the context C = {B, U, E} of a request (section 1): the one node that reads events."""
+"""Reading the context C = {B, U, E} of a request (section 1): the nodes that read events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from agents.schemas import Household, Request
 from agents.state import IntentState
 from tools.dataset import open_dataset
 from tools.errors import NoHistoryError, ServerError
-from tools.history import read_history
+from tools.history import number_lines, read_history
+from tools.history import read_events as events_of
 from tools.signals import read_signals
 
 
@@ -23,6 +24,19 @@ async def read_context(state: Request, runtime: Runtime[Context]) -> IntentState
         DatasetError, UnknownUserError, NoHistoryError: there is nothing to recommend from.
     """
     return await asyncio.to_thread(_read, context_of(runtime), state)
+
+
+async def read_events(state: IntentState, runtime: Runtime[Context]) -> IntentState:
+    """Read the history as plain events too, oldest first, as V1's routes do.
+
+    Its lines, none of them cut, get their ids here: they stay what explanations and the report refer to.
+    """
+    dataset = await asyncio.to_thread(open_dataset, context_of(runtime).dataset)
+    household = state["household"].model_copy(update={"history": number_lines(state["household"].history)})
+    return {
+        "household": household,
+        "events": await asyncio.to_thread(events_of, dataset, state["user_id"], state["as_of"]),
+    }
 
 
 def _read(context: Context, request: Request) -> IntentState:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, StringConstraints, create_model, field_validator
 
 from prompts.rubric import Label, Rubric, Subject
-from tools.history import HistoryLine
+from tools.history import EventLine, HistoryLine
 from tools.shelf import ShelfLine
 from tools.signals import Signal
 
@@ -38,7 +38,7 @@ class Answer(Record):
 
 
 class Request(Record):
-    """One household at one moment: the input of the graphs `intent` and `recommend`."""
+    """One household at one moment: the input of the graphs `intent`, `recommend` and `recgpt_v1`."""
 
     user_id: str = Field(min_length=1)
     as_of: datetime = Field(
@@ -131,6 +131,16 @@ class ExpertTask(Record):
     persona: Persona
     signals: list[Signal]
     shelf: list[ShelfLine] = Field(default=[], description="leaf categories that tools propose; empty where it is off")
+
+
+class RouteTask(Record):
+    """What one route of the baseline gets: what it looks for as a persona, and the history as plain events."""
+
+    user_id: str
+    as_of: NaiveDatetime
+    profile: str | None
+    persona: Persona
+    events: list[EventLine]
 
 
 class ExplanationTask(Record):
@@ -239,8 +249,8 @@ class Usage(Record):
     completion_tokens: int
     seconds: float = Field(description="from the request to the answer")
     by_agent: dict[str, AgentUsage]
-    history_lines: int = Field(description="lines of the history that the planner read")
-    history_lines_cut: int = Field(description="lines that did not fit its budget")
+    history_lines: int = Field(description="lines of the history that the planner read, or events that the routes read")
+    history_lines_cut: int = Field(description="lines, or events, that did not fit the budget")
 
 
 class Household(Record):

@@ -24,7 +24,7 @@ from agents.schemas import (
     Verdict,
 )
 from prompts.rubric import Rubric, Subject
-from tools.history import HistoryLine
+from tools.history import EventLine, HistoryLine
 from tools.shelf import ShelfLine
 from tools.signals import Signal
 
@@ -39,11 +39,12 @@ class Trail(TypedDict, total=False):
 
 
 class IntentState(Trail, total=False):
-    """State of the graph `intent`."""
+    """State of the graphs `intent` and `routes`; only the latter reads plain events."""
 
     user_id: str
     as_of: datetime
     household: Household
+    events: list[EventLine]
     history_lines_cut: int
     personas: list[Persona]
     shelves: list[list[ShelfLine]]
@@ -96,7 +97,7 @@ class JudgeState(Judged, total=False):
 
 
 class RecommendState(IntentState, Explained, Judged, total=False):
-    """State of the graph `recommend`: that of `intent`, and what is built upon it."""
+    """State of the graphs `recommend` and `recgpt_v1`: that of `intent` or `routes`, and what is built upon it."""
 
     started: float
     items: list[RecommendedItem]

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from agents.schemas import Persona
-from tools.history import HistoryLine
+from tools.history import EventLine, HistoryLine
 from tools.shelf import tag_text
 
 
@@ -24,6 +24,11 @@ def profile_text(profile: str | None) -> str:
 def evidence_lines(lines: Sequence[HistoryLine], as_of: datetime) -> list[Mapping[str, Any]]:
     """History lines as entries of a list field: id, text, rhythm."""
     return [{"id": line.id, "text": line.text, "rhythm": line.rhythm(as_of)} for line in lines]
+
+
+def event_lines(events: Sequence[EventLine]) -> list[Mapping[str, Any]]:
+    """Plain events as entries of a list field: text, and what was done on which day."""
+    return [{"text": event.text, "dated": event.dated} for event in events]
 
 
 def citation(line: HistoryLine) -> str:

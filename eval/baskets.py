@@ -44,6 +44,12 @@ class Baskets:
         """Days from each start to a moment, (b,)."""
         return np.asarray((np.datetime64(moment) - self.starts) / DAY, dtype=np.float64)
 
+    def flat(self, moment: datetime) -> tuple[Ids, NDArray[np.float64]]:
+        """Everything bought, oldest first, and how many days before a moment."""
+        sizes = [len(content) for content in self.contents]
+        flat = np.concatenate(self.contents) if self.contents else np.empty(0, dtype=np.int64)
+        return flat, np.repeat(self.ages(moment), sizes)
+
     def distinct(self) -> Ids:
         """All entities that were ever bought, ascending."""
         return np.unique(np.concatenate(self.contents)) if self.contents else np.empty(0, dtype=np.int64)

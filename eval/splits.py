@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -19,10 +20,23 @@ TRAIN_END = datetime(2017, 11, 17)
 """The evaluation weeks, and the year's only Thanksgiving, start here: no weight may have seen them."""
 HELD_OUT_BASKETS = 2
 """A household's last baskets: the last is tested on, the one before it is what choices are validated on."""
+TEST_BASKET = 1
+"""From the end: the last basket."""
 VALIDATION_BASKET = 2
 """From the end: the last basket but one."""
 LEAST_BASKETS = 3
 """Of a household, so that something comes before the held-out ones."""
+SEED = 7
+"""Of the draw of households."""
+HOUSEHOLDS = Path(__file__).with_name("households.txt")
+"""The 500 households of `completejourney` that are tested first, in this order: figures are of the first N."""
+WEEKS = {
+    "thanksgiving": datetime(2017, 11, 17),
+    "control": datetime(2017, 12, 1),
+    "christmas": datetime(2017, 12, 18),
+}
+"""Cuts of the environment weeks: the year's only Thanksgiving, its Christmas, and a week without a holiday."""
+WEEK_DAYS = 7
 
 
 @dataclass(frozen=True)
@@ -68,3 +82,32 @@ def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[C
         before = [leaf for start, content in zip(starts, contents, strict=True) if start < as_of for leaf in content]
         cases.append(Case(user_id, as_of, frozenset(contents[-basket]), frozenset(before)))
     return cases
+
+
+def evaluation_cases(dataset: Dataset, users: int | None) -> list[Case]:
+    """Households before their last basket: those of `HOUSEHOLDS` first, then the others by `SEED`; None for all."""
+    cases = {case.user_id: case for case in basket_cases(dataset, TEST_BASKET, dataset.users.height, SEED)}
+    first = [user for user in HOUSEHOLDS.read_text(encoding="utf-8").split() if user in cases]
+    return [cases[user] for user in dict.fromkeys([*first, *cases])][:users]
+
+
+def week_cases(dataset: Dataset, start: datetime, users: int | None) -> list[Case]:
+    """The same households at the start of a week; the target is all they bought in it, those who bought nothing left out.
+
+    Args:
+        dataset: the data set.
+        start: the moment of the request.
+        users: at most so many; None for all.
+    """
+    leaves = dataset.items.select("item_id", leaf=pl.col("category").list.last())
+    events = dataset.events_before(start + timedelta(days=WEEK_DAYS)).filter(pl.col("action") == "purchase")
+    past = pl.col("timestamp") < start
+    sides = (
+        events.join(leaves, on="item_id")
+        .group_by("user_id")
+        .agg(bought=pl.col("leaf").filter(past).unique(), target=pl.col("leaf").filter(~past).unique())
+        .filter(pl.col("bought").list.len() > 0, pl.col("target").list.len() > 0)
+    )
+    known = {user: (frozenset(target), frozenset(bought)) for user, bought, target in sides.iter_rows()}
+    order = [case.user_id for case in evaluation_cases(dataset, None) if case.user_id in known]
+    return [Case(user, start, *known[user]) for user in order[:users]]

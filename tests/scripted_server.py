@@ -14,6 +14,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from agents.route import ROUTES
+
 MODEL = "scripted"
 
 SHOPPING = {
@@ -22,6 +24,7 @@ SHOPPING = {
     "Holiday baking": ["canned pumpkin", "cake mix", "brown sugar", "whipped topping", "evaporated milk"],
     "Cleaning and paper": ["toilet tissue", "paper towels", "laundry detergent", "dish soap", "trash bags"],
 }
+ROUTED = dict(zip((route.name for route in ROUTES), SHOPPING.values(), strict=True))
 
 
 class Reply:
@@ -137,9 +140,12 @@ def _planner(prompt: str, lines: list[str]) -> object:
 def _expert(prompt: str) -> object:
     persona = re.search(r"Persona: (.+)", prompt)[1]  # type: ignore[index]
     count = int(re.search(r"Write (\d+) tags", prompt)[1])  # type: ignore[index]
-    core = SHOPPING[persona]
+    core = (SHOPPING | ROUTED)[persona]
     kinds = ["", "store brand ", "family size "]
     return {"tags": [f"{kind}{tag}" for kind in kinds for tag in core][:count]}
+
+
+_route = _expert  # the same question, asked of a route
 
 
 def _arbiter(prompt: str) -> object:

@@ -1,8 +1,8 @@
-"""A user's behaviour sequence B as the lines that a planner reads.
+"""A user's behaviour sequence B as the lines that a planner reads, and as the plain events that V1 reads.
 
 Section 1 of the report defines `B = [(action, entity, timestamp)]`. Repeated actions on one entity
-(one title; shops carry several items of the same title) are one line here, with how often, when last and
-at what rhythm, since the rhythm is what tells that something is due.
+(one title; shops carry several items of the same title) are one `HistoryLine`, with how often, when last and
+at what rhythm, since the rhythm is what tells that something is due. An `EventLine` is one action as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ HALF_LIFE_DAYS = 30.0
 
 LONGEST_RHYTHM_DAYS = 90
 """Three purchases in a year are no rhythm."""
+
+_DONE = {"search": "searched", "click": "viewed", "favourite": "liked", "cart": "put in the cart", "purchase": "bought"}
 
 
 class HistoryLine(BaseModel):
@@ -44,15 +46,27 @@ class HistoryLine(BaseModel):
 
     def rhythm(self, as_of: datetime) -> str:
         """What was done and when, in words: `bought 9x, every 12 days, last 3 days ago`."""
-        done = {"search": "searched", "click": "viewed", "favourite": "liked", "cart": "put in the cart"}.get(
-            self.action, "bought"
-        )
         often = "once" if self.times == 1 else f"{self.times}x"
         every = self.every_days
         rhythm = f", every {max(round(every), 1)} days" if every and every <= LONGEST_RHYTHM_DAYS else ""
         days = (as_of - self.last).days
         ago = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
-        return f"{done} {often}{rhythm}, {'last ' if self.times > 1 else ''}{ago}"
+        return f"{_DONE[self.action]} {often}{rhythm}, {'last ' if self.times > 1 else ''}{ago}"
+
+
+class EventLine(BaseModel):
+    """One action on one entity, uncompressed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    action: Action
+    text: str = Field(description="title of the item, or the query")
+    timestamp: datetime
+
+    @property
+    def dated(self) -> str:
+        """What was done and on which day, in words: `bought 14 November 2017`."""
+        return f"{_DONE[self.action]} {self.timestamp.day} {self.timestamp:%B %Y}"
 
 
 def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[HistoryLine]:
@@ -67,10 +81,8 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
     """
     age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
     lines = (
-        dataset.history(user_id, as_of)
-        .join(dataset.items.select("item_id", "title", "category"), "item_id", "left")
+        _named_events(dataset, user_id, as_of)
         .with_columns(
-            text=pl.coalesce("title", "query", "item_id"),
             weight=0.5 ** (age / HALF_LIFE_DAYS),
             day=pl.col("timestamp").dt.date(),
         )
@@ -101,6 +113,24 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
         )
         for row in lines.iter_rows(named=True)
     ]
+
+
+def read_events(dataset: Dataset, user_id: str, as_of: datetime) -> list[EventLine]:
+    """Each event of the user before `as_of` as a line of its own, oldest first.
+
+    Raises:
+        UnknownUserError: no such user.
+        NoHistoryError: the user has no event before `as_of`.
+    """
+    events = _named_events(dataset, user_id, as_of).select("action", "text", "timestamp")
+    return [EventLine(**row) for row in events.iter_rows(named=True)]
+
+
+def _named_events(dataset: Dataset, user_id: str, as_of: datetime) -> pl.DataFrame:
+    """The user's events with `text` (what each was about) and the item's category, oldest first."""
+    items = dataset.items.select("item_id", "title", "category")
+    events = dataset.history(user_id, as_of).join(items, "item_id", "left", maintain_order="left")
+    return events.with_columns(text=pl.coalesce("title", "query", "item_id"))
 
 
 def number_lines(lines: list[HistoryLine]) -> list[HistoryLine]:

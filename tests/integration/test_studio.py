@@ -1,4 +1,4 @@
-"""The four graphs in LangGraph's local server, asked over HTTP, without an account, a key or a network."""
+"""The graphs in LangGraph's local server, asked over HTTP, without an account, a key or a network."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""How many lines of a history fit into a prompt, by the server's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from langchain_core.messages import BaseMessage
+
+from agents.context import Context
+from prompts.template import VALUE_LIMIT
+from tools.llm import measure_prompt
+
+REPAIR_TOKENS = 120
+"""Room for the reason why an answer was rejected."""
+CHARACTERS_A_TOKEN_AT_MOST = 8
+"""No text has longer tokens on average: lines beyond this are cut before anything is counted."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits."""
+
+    lines: int
+    """At least one, even where that is too long."""
+    budget: int
+    """Tokens that the prompt may have."""
+
+
+async def fit_lines(
+    context: Context,
+    agent: str,
+    texts: Sequence[str],
+    render: Callable[[int], Sequence[BaseMessage]],
+    *,
+    answer: int,
+    most: int,
+) -> Fit:
+    """The most lines whose prompt fits into `most` tokens, and into the window less the answer and its repairs.
+
+    Args:
+        context: of the request.
+        agent: whose prompt it is.
+        texts: of all lines, the first to be kept first.
+        render: the prompt with so many of them.
+        answer: tokens of the answer.
+        most: bound of the prompt's tokens.
+
+    Raises:
+        ServerUnreachableError: the server did not answer.
+    """
+    kept = _worth_counting(texts, most)
+    while True:
+        size = await measure_prompt(context.endpoint(agent), render(kept), context.default_window)
+        budget = min(most, size.window - answer - REPAIR_TOKENS * (context.attempts > 1))
+        if size.tokens <= budget or kept == 1:
+            return Fit(kept, budget)
+        kept = max(1, min(kept - 1, int(kept * budget / size.tokens)))
+
+
+def _worth_counting(texts: Sequence[str], tokens: int) -> int:
+    """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
+    characters = 0
+    for count, text in enumerate(texts):
+        characters += min(len(text), VALUE_LIMIT)
+        if characters > tokens * CHARACTERS_A_TOKEN_AT_MOST:
+            return max(count, 1)
+    return len(texts)

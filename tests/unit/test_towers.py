@@ -1,0 +1,74 @@
+"""The towers: shapes, padding, what they learn, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tools.errors import ModelFilesError
+from tools.towers import AGE_BUCKETS, TowerIndex, Towers, TowerShape, age_buckets, load_towers, save_towers, scores
+
+SHAPE = TowerShape(text=8, width=6, interests=3, length=5)
+
+
+@pytest.fixture
+def towers() -> Towers:
+    torch.manual_seed(0)
+    return Towers(SHAPE)
+
+
+def catalogue(count: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, SHAPE.text)).astype(np.float32)
+
+
+def test_ages_are_powers_of_two() -> None:
+    assert age_buckets(np.array([-1.0, 0.5, 1.0, 3.0, 6.9, 1e6])).tolist() == [0, 0, 1, 2, 2, AGE_BUCKETS - 1]
+
+
+def test_padding_changes_nothing(towers: Towers) -> None:
+    texts = torch.randn(1, 3, SHAPE.text)
+    ages = torch.tensor([[1, 0, 2]])
+    alone = towers.users(texts, ages, torch.ones(1, 3, dtype=torch.bool))
+    padded = towers.users(
+        torch.cat([texts, torch.randn(1, 2, SHAPE.text)], dim=1),
+        torch.cat([ages, torch.ones(1, 2, dtype=torch.long)], dim=1),
+        torch.tensor([[True, True, True, False, False]]),
+    )
+    assert alone.shape == (1, 3, 6)
+    assert torch.allclose(alone, padded, atol=1e-6)
+
+
+def test_the_score_is_the_best_interests() -> None:
+    interests = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    items = torch.tensor([[3.0, 1.0], [0.0, 1.0]])
+    assert scores(interests, items).tolist() == [[3.0, 2.0]]
+
+
+def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
+    index = TowerIndex(towers, catalogue())
+    interests = index.interests([3, 1, 4], np.array([30.0, 2.0, 0.5]))
+    assert interests.shape == (3, 6)
+    expected = index.score_all(interests)
+    found = index.search(interests, 5)
+    assert [row for row, _ in found] == np.argsort(-expected)[:5].tolist()
+    assert [score for _, score in found] == pytest.approx(np.sort(expected)[::-1][:5].tolist(), rel=1e-5)
+
+
+def test_only_the_last_purchases_are_read(towers: Towers) -> None:
+    index = TowerIndex(towers, catalogue())
+    rows, ages = list(range(9)), np.arange(9.0)[::-1]
+    assert np.array_equal(index.interests(rows, ages), index.interests(rows[-5:], ages[-5:]))
+    with pytest.raises(ValueError, match="no interests"):
+        index.interests([], np.empty(0))
+
+
+def test_saved_towers_come_back_for_their_embedder_only(towers: Towers, tmp_path: Path) -> None:
+    save_towers(towers, tmp_path, {"embedder": "minilm"})
+    again = load_towers(tmp_path, "minilm")
+    assert again.shape == SHAPE
+    assert torch.allclose(again.codes, towers.codes, atol=1e-3)
+    with pytest.raises(ModelFilesError, match=r"embeddings of minilm, this is other.*recgpt train towers"):
+        load_towers(tmp_path, "other")
+    with pytest.raises(ModelFilesError, match="no towers"):
+        load_towers(tmp_path / "absent", "minilm")

@@ -1,0 +1,153 @@
+"""User, item and tag towers over text embeddings (section 8): several interests a user, FAISS for the nearest items.
+
+The user tower reads the last purchases. K learned context codes attend over them as in a Poly-Encoder (Humeau et al.
+2020) and give K interest vectors u_k; the score of item i is `max_k u_k . v_i`. All that a tower knows of an item is
+its text, so a new item needs no training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tools.embedding import Embeddings
+from tools.errors import ModelFilesError
+
+WEIGHTS = "towers.safetensors"
+CARD = "card.json"
+AGE_BUCKETS = 12
+"""Ages of purchases by powers of two: under a day, under two days, under four ..."""
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """Sizes of the towers."""
+
+    text: int
+    """Dimensions of the text embeddings."""
+    width: int = 96
+    interests: int = 4
+    """K."""
+    length: int = 120
+    """Purchases that the user tower reads, the last ones."""
+
+
+class Towers(nn.Module):
+    """The three towers."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        """New weights."""
+        super().__init__()
+        self.shape = shape
+        self.item = _tower(shape)
+        self.tag = _tower(shape)
+        self.behaviour = nn.Linear(shape.text, shape.width)
+        self.ages = nn.Embedding(AGE_BUCKETS, shape.width)
+        self.codes = nn.Parameter(torch.randn(shape.interests, shape.width) / shape.width**0.5)
+        self.interest = nn.Sequential(nn.LayerNorm(shape.width), nn.Linear(shape.width, shape.width))
+
+    def users(self, texts: Tensor, ages: Tensor, there: Tensor) -> Tensor:
+        """Interest vectors.
+
+        Args:
+            texts: embeddings of the purchases, (b, t, text).
+            ages: `age_bucket` of each, (b, t).
+            there: False where a row is padded, (b, t).
+
+        Returns:
+            (b, K, width).
+        """
+        hidden = torch.tanh(self.behaviour(texts) + self.ages(ages))
+        attention = (hidden @ self.codes.T).masked_fill(~there[..., None], -torch.inf).softmax(dim=1)
+        interests: Tensor = self.interest(attention.transpose(1, 2) @ hidden)
+        return interests
+
+
+def scores(interests: Tensor, items: Tensor) -> Tensor:
+    """`max_k u_k . v_i` for interests (b, K, width) and items (n, width): (b, n)."""
+    return (interests @ items.T).amax(dim=1)
+
+
+def age_buckets(days: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Numbers of the buckets of ages in days."""
+    return np.asarray(np.minimum(np.log2(np.maximum(days, 0) + 1), AGE_BUCKETS - 1), dtype=np.int64)
+
+
+def _tower(shape: TowerShape) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(shape.text, 2 * shape.width), nn.GELU(), nn.Linear(2 * shape.width, shape.width))
+
+
+class TowerIndex:
+    """Trained towers with the items of a catalogue in FAISS."""
+
+    def __init__(self, towers: Towers, item_texts: Embeddings) -> None:
+        """Project all items, texts (n, text), once."""
+        self._towers = towers.eval()
+        self._texts = item_texts
+        with torch.inference_mode():
+            self.items: Embeddings = towers.item(torch.from_numpy(item_texts)).numpy()
+        self._index = faiss.IndexFlatIP(towers.shape.width)
+        self._index.add(self.items)
+
+    def interests(self, rows: Sequence[int] | NDArray[np.int64], ages: NDArray[np.float64]) -> Embeddings:
+        """(K, width) of a user who bought these items (rows of the catalogue, oldest first) so many days ago."""
+        if len(rows) == 0:
+            raise ValueError("a user without purchases has no interests")
+        last = slice(-self._towers.shape.length, None)
+        texts = torch.from_numpy(self._texts[np.asarray(rows)[last]])[None]
+        with torch.inference_mode():
+            found = self._towers.users(
+                texts, torch.from_numpy(age_buckets(ages[last]))[None], torch.ones(texts.shape[:2], dtype=torch.bool)
+            )
+        return np.asarray(found[0].numpy(), dtype=np.float32)
+
+    def search(self, interests: Embeddings, count: int) -> list[tuple[int, float]]:
+        """The `count` best items of any interest: row and score, best first."""
+        found, rows = self._index.search(interests, min(count, self._index.ntotal))
+        best: dict[int, float] = {}
+        for score, row in zip(found.ravel().tolist(), rows.ravel().tolist(), strict=True):
+            best[row] = max(score, best.get(row, score))
+        return sorted(best.items(), key=lambda pair: -pair[1])[:count]
+
+    def score_all(self, interests: Embeddings) -> NDArray[np.float32]:
+        """Scores of every item, (n,)."""
+        return np.asarray((interests @ self.items.T).max(axis=0), dtype=np.float32)
+
+
+def save_towers(towers: Towers, directory: Path, card: dict[str, object]) -> None:
+    """Write weights and card."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.half() for name, weight in towers.state_dict().items()}, directory / WEIGHTS)
+    document = {"shape": asdict(towers.shape), **card}
+    (directory / CARD).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def load_towers(directory: Path, embedder: str) -> Towers:
+    """Towers that were trained on this embedder's vectors.
+
+    Raises:
+        ModelFilesError: they are missing or damaged, or were trained on another embedder's vectors.
+    """
+    try:
+        card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+        towers = Towers(TowerShape(**card["shape"]))
+        towers.load_state_dict({name: weight.float() for name, weight in load_file(directory / WEIGHTS).items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelFilesError(
+            f"{directory} holds no towers of this version ({error!r}); train them with `recgpt train towers`"
+        ) from error
+    if card["embedder"] != embedder:
+        raise ModelFilesError(
+            f"{directory} was trained on the embeddings of {card['embedder']}, this is {embedder}: "
+            "set that embedding model, or train anew with `recgpt train towers`"
+        )
+    return towers

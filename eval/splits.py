@@ -92,7 +92,7 @@ def evaluation_cases(dataset: Dataset, users: int | None) -> list[Case]:
 
 
 def week_cases(dataset: Dataset, start: datetime, users: int | None) -> list[Case]:
-    """The same households at the start of a week; the target is all they bought in it, those who bought nothing left out.
+    """The same households at the start of a week; the target is what they bought in it, if anything.
 
     Args:
         dataset: the data set.

@@ -1,6 +1,6 @@
 """Recommenders that read no text: popularity, habit, neighbours, EASE, TIFU-kNN. SASRec is in `eval.sasrec`.
 
-Each is fitted on `LevelData.training` alone and then reads one household's baskets before its cut; it scores every
+Each is fitted on `LevelData.training` alone and then reads one `Situation`; it scores every
 entity of its level (leaf, category or product).
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import inv
 from scipy.sparse import csr_matrix
 
-from eval.baskets import Baskets, DailyCounts
+from eval.baskets import Baskets, DailyCounts, Situation
 
 Scores = NDArray[np.float64]
 Settings = TypeVar("Settings")
@@ -26,8 +25,8 @@ RECENT_DAYS = 28
 class Recommender(Protocol):
     """Scores every entity for one household."""
 
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
-        """(n,), higher is better; `history` ends before `as_of`."""
+    def score(self, seen: Situation) -> Scores:
+        """(n,), higher is better."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class Popularity:
     days: int | None
     """Only so many days back; None for all."""
 
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
+    def score(self, seen: Situation) -> Scores:
         """See `Recommender`."""
-        return self.counts.before(as_of, self.days).astype(np.float64)
+        return self.counts.before(seen.as_of, self.days).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class Own:
     half_life: float | None
     """Days; None counts all baskets alike."""
 
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
+    def score(self, seen: Situation) -> Scores:
         """See `Recommender`."""
         scores = np.zeros(self.counts.entities)
-        for age, content in zip(history.ages(as_of), history.contents, strict=True):
+        for age, content in zip(seen.history.ages(seen.as_of), seen.history.contents, strict=True):
             scores[content] += 1.0 if self.half_life is None else 0.5 ** (age / self.half_life)
-        popular = self.counts.before(as_of, RECENT_DAYS)
+        popular = self.counts.before(seen.as_of, RECENT_DAYS)
         return scores + 1e-6 * popular / max(int(popular.max()), 1)
 
 
@@ -66,9 +65,9 @@ class Linear:
 
     weights: NDArray[np.float32] | csr_matrix
 
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
+    def score(self, seen: Situation) -> Scores:
         """See `Recommender`."""
-        return np.asarray(self.weights[history.distinct()].sum(axis=0), dtype=np.float64).ravel()
+        return np.asarray(self.weights[seen.history.distinct()].sum(axis=0), dtype=np.float64).ravel()
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,9 @@ class TifuKnn:
         self._vectors = np.stack([self._vector(household) for household in train])
         self._norms = np.einsum("ij,ij->i", self._vectors, self._vectors)
 
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
+    def score(self, seen: Situation) -> Scores:
         """See `Recommender`; neighbours by Euclidean distance."""
-        own = self._vector(history)
+        own = self._vector(seen.history)
         distance = self._norms - 2 * self._vectors @ own
         count = min(self._settings.neighbours, len(distance))
         near = np.argpartition(distance, count - 1)[:count]

@@ -56,6 +56,15 @@ class Baskets:
 
 
 @dataclass(frozen=True)
+class Situation:
+    """What a recommender may know: a household at a moment, and its baskets before that."""
+
+    user_id: str
+    as_of: datetime
+    history: Baskets
+
+
+@dataclass(frozen=True)
 class DailyCounts:
     """How often each of n entities was bought up to each day."""
 

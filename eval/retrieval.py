@@ -1,4 +1,4 @@
-"""Ranked lists of the classical recommenders on held-out baskets and on the weeks of a season.
+"""Ranked lists on held-out baskets: the classical recommenders, the towers, and lists of leaves at other levels.
 
 A recommender is fitted once a level on `LevelData.training`; its settings are those that are worth most before the
 validation baskets. What is kept of it is the first `DEPTH` entities of each household: with bought ones, and without.
@@ -6,7 +6,7 @@ validation baskets. What is kept of it is the first `DEPTH` entities of each hou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
@@ -27,15 +27,14 @@ from eval.baselines import (
     ease,
     item_knn,
 )
-from eval.baskets import ENTITY, Baskets, Ids, Level, LevelData
-from eval.sasrec import Sasrec, SasrecSettings, train_sasrec
-from eval.splits import VALIDATION_BASKET, Case, basket_cases
+from eval.baskets import ENTITY, Ids, Level, LevelData, Situation
+from eval.sasrec import SasrecSettings, train_sasrec
+from eval.splits import SEED, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
-from tools.towers import TowerIndex
+from tools.towers import TowerIndex, leaf_scores
 
 DEPTH = 30
 VALIDATION_USERS = 500
-VALIDATION_SEED = 7
 
 KNN_GRID = [KnnSettings(*pair) for pair in product((20, 100, 500), (5.0, 50.0))]
 EASE_GRID: dict[Level, Sequence[float]] = {
@@ -43,11 +42,11 @@ EASE_GRID: dict[Level, Sequence[float]] = {
     "category": (20.0, 100.0, 500.0, 2000.0),
     "product": (2000.0,),
 }
-"""A product's own matrix takes a minute to invert: one value, that of the leaves."""
+"""A product's own matrix takes a minute to invert: one value."""
 HALF_LIVES = (15.0, 30.0, 60.0, 120.0)
 TIFU_GRID = [
-    TifuSettings(group, within, across, neighbours, own)
-    for group, within, across, neighbours, own in product((7, 15), (0.9, 1.0), (0.7, 0.9), (300,), (0.5, 0.7, 0.9))
+    TifuSettings(group, within, across, 300, own)
+    for group, within, across, own in product((7, 15), (0.9, 1.0), (0.7, 0.9), (0.5, 0.7, 0.9))
 ]
 
 Lists = NDArray[np.int64]
@@ -92,20 +91,11 @@ def rank(model: Recommender, data: LevelData, asked: Sequence[Question]) -> Rank
     with_bought, new = [], []
     for question in asked:
         history = data.households[question.user_id].before(question.as_of)
-        scores = model.score(history, question.as_of)
-        with_bought.append(best(scores))
+        scores = model.score(Situation(question.user_id, question.as_of, history))
+        with_bought.append(_first(scores))
         scores[question.bought] = -np.inf
-        new.append(best(scores))
+        new.append(_first(scores))
     return Ranking(np.array(with_bought), np.array(new))
-
-
-def best(scores: NDArray[np.float64]) -> Ids:
-    """The `DEPTH` entities of the highest finite scores, padded with -1."""
-    near = np.argpartition(-scores, min(4 * DEPTH, len(scores) - 1))[: 4 * DEPTH]
-    near.sort()
-    ordered = near[np.argsort(-scores[near], kind="stable")][:DEPTH]
-    ordered = ordered[np.isfinite(scores[ordered])]
-    return np.pad(ordered, (0, DEPTH - len(ordered)), constant_values=-1)
 
 
 def hit_rates(ranking: Ranking, asked: Sequence[Question], k: int, new: bool) -> list[float | None]:
@@ -125,33 +115,8 @@ def worth(model: Recommender, data: LevelData, asked: Sequence[Question]) -> flo
 
 
 @dataclass(frozen=True)
-class TowerRecommender:
-    """Trained towers; it reads titles and scores leaves, each by its best title."""
-
-    index: TowerIndex
-    leaf_of: Ids
-    """Leaf of each title."""
-    leaves: int
-
-    def score(self, history: Baskets, as_of: datetime) -> Scores:
-        """See `Recommender`."""
-        of_titles = self.index.score_all(self.index.interests(*history.flat(as_of)))
-        scores = np.full(self.leaves, -np.inf)
-        np.maximum.at(scores, self.leaf_of, of_titles)
-        return scores
-
-
-def leaf_numbers(dataset: Dataset, products: LevelData, leaves: LevelData) -> Ids:
-    """The leaf of each product; where a title hangs under several leaves, the first by name."""
-    number = {name: row for row, name in enumerate(leaves.entities)}
-    pairs = dataset.items.select(title=ENTITY["product"], leaf=ENTITY["leaf"]).unique().sort("title", "leaf")
-    first = dict(pairs.unique("title", keep="first", maintain_order=True).iter_rows())
-    return np.array([number[first[title]] for title in products.entities], dtype=np.int64)
-
-
-@dataclass(frozen=True)
 class Fitted:
-    """A recommender of one level, and how its settings were found."""
+    """A recommender, and how its settings were found."""
 
     name: str
     model: Recommender
@@ -159,7 +124,7 @@ class Fitted:
 
 
 def fit_all(dataset: Dataset, data: LevelData, report: Callable[[str], None]) -> Iterator[Fitted]:
-    """Every classical recommender of a level, fitted and chosen.
+    """The classical recommenders of a level, fitted and chosen; SASRec on leaves alone, see `AtLevel`.
 
     Args:
         dataset: the data set.
@@ -167,22 +132,106 @@ def fit_all(dataset: Dataset, data: LevelData, report: Callable[[str], None]) ->
         report: called with a sentence at each step.
     """
     train, size, counts = data.training(), len(data.entities), data.daily
-    asked = questions(data, basket_cases(dataset, VALIDATION_BASKET, VALIDATION_USERS, VALIDATION_SEED))
+    asked = questions(data, basket_cases(dataset, VALIDATION_BASKET, VALIDATION_USERS, SEED))
 
     def valued(model: Recommender) -> float:
         return worth(model, data, asked)
 
+    def say(message: str) -> None:
+        report(f"{data.level}: {message}")
+
     yield Fitted("popularity", Popularity(counts, None), None)
     yield Fitted("popularity_28d", Popularity(counts, RECENT_DAYS), RECENT_DAYS)
     yield Fitted("own_frequency", Own(counts, None), None)
-    report(f"{data.level}: half-life of own purchases")
+    say("half-life of own purchases")
     yield Fitted("own_recency", *choose(lambda half_life: Own(counts, half_life), HALF_LIVES, valued))
-    report(f"{data.level}: item-kNN")
+    say("item-kNN")
     yield Fitted("item_knn", *choose(lambda settings: item_knn(train, size, settings), KNN_GRID, valued))
-    report(f"{data.level}: EASE")
+    say("EASE")
     yield Fitted("ease", *choose(lambda value: ease(train, size, value), EASE_GRID[data.level], valued))
-    report(f"{data.level}: TIFU-kNN")
+    say("TIFU-kNN")
     yield Fitted("tifu_knn", *choose(lambda settings: TifuKnn(train, size, settings), TIFU_GRID, valued))
-    settings = SasrecSettings()
-    network: Sasrec = train_sasrec(train, size, settings, valued, lambda message: report(f"{data.level}: {message}"))
-    yield Fitted("sasrec", network, settings)
+    if data.level == "leaf":
+        settings = SasrecSettings()
+        yield Fitted("sasrec", train_sasrec(train, size, settings, valued, say), settings)
+
+
+@dataclass(frozen=True)
+class TowerRecommender:
+    """The towers as `recgpt recommend` asks them, on leaves."""
+
+    dataset: Dataset
+    index: TowerIndex
+    leaves: Sequence[str]
+
+    def score(self, seen: Situation) -> Scores:
+        """See `Recommender`."""
+        found = leaf_scores(self.index, self.dataset, seen.user_id, seen.as_of)
+        return np.array([found.get(leaf, -np.inf) for leaf in self.leaves])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Lists of leaves that are there already, such as those that tags name: the first scores 1, the second 1/2 ..."""
+
+    leaves: Mapping[tuple[str, datetime], Sequence[str]]
+    """By household and moment."""
+    number: Mapping[str, int]
+    """Of each leaf."""
+
+    def score(self, seen: Situation) -> Scores:
+        """See `Recommender`; -inf for what is not listed."""
+        scores = np.full(len(self.number), -np.inf)
+        for position, leaf in enumerate(dict.fromkeys(self.leaves[seen.user_id, seen.as_of]), 1):
+            scores[self.number[leaf]] = 1 / position
+        return scores
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    """What scores leaves, at the level of categories or products.
+
+    A category is as good as its best leaf. A product shares its leaf's score by how often the household bought it, and
+    then by how often all did in the last four weeks.
+    """
+
+    model: Recommender
+    """Of leaves; scores that are all positive, or -inf."""
+    leaves: LevelData
+    data: LevelData
+    """Categories or products."""
+    leaf_of: Ids
+    """For categories: the category of each leaf. For products: the leaf of each product."""
+
+    def score(self, seen: Situation) -> Scores:
+        """See `Recommender`; `seen` is at the level of `data`."""
+        history = self.leaves.households[seen.user_id].before(seen.as_of)
+        of_leaves = self.model.score(Situation(seen.user_id, seen.as_of, history))
+        if self.data.level == "category":
+            scores = np.full(len(self.data.entities), -np.inf)
+            np.maximum.at(scores, self.leaf_of, of_leaves)
+            return scores
+        share = self.data.daily.before(seen.as_of, RECENT_DAYS) / max(1, len(self.data.households))
+        for content in seen.history.contents:
+            share[content] += 1
+        total = np.bincount(self.leaf_of, share, minlength=len(of_leaves))
+        with np.errstate(invalid="ignore"):  # -inf times 0, where a leaf is not listed and not sold
+            scores = of_leaves[self.leaf_of] * share / np.maximum(total[self.leaf_of], 1e-9)
+        return np.where(np.isfinite(scores) & (share > 0), scores, -np.inf)
+
+
+def categories_of_leaves(dataset: Dataset, leaves: LevelData, categories: LevelData) -> Ids:
+    """The category of each leaf; where a leaf hangs under several, the first by name."""
+    pairs = dataset.items.select(leaf=ENTITY["leaf"], category=ENTITY["category"]).unique().sort("leaf", "category")
+    first = dict(pairs.unique("leaf", keep="first", maintain_order=True).iter_rows())
+    number = {name: row for row, name in enumerate(categories.entities)}
+    return np.array([number[first[leaf]] for leaf in leaves.entities], dtype=np.int64)
+
+
+def _first(scores: Scores) -> Ids:
+    """The `DEPTH` entities of the highest finite scores, padded with -1."""
+    count = min(4 * DEPTH, len(scores))
+    near = np.sort(np.argpartition(-scores, count - 1)[:count])
+    ordered = near[np.argsort(-scores[near], kind="stable")][:DEPTH]
+    ordered = ordered[np.isfinite(scores[ordered])]
+    return np.pad(ordered, (0, DEPTH - len(ordered)), constant_values=-1)

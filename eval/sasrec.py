@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.baskets import Baskets
+from eval.baskets import Baskets, Situation
 
 PATIENCE = 3
 """Epochs without a better validation figure before training ends."""
@@ -72,9 +71,9 @@ class Sasrec:
         self._network, self._settings = network.eval(), settings
 
     @torch.inference_mode()
-    def score(self, history: Baskets, as_of: datetime) -> NDArray[np.float64]:
+    def score(self, seen: Situation) -> NDArray[np.float64]:
         """(n,): logits of the next entity after the last ones bought."""
-        sequence = torch.from_numpy(sequence_of(history)[-self._settings.length :] + 1)[None]
+        sequence = torch.from_numpy(sequence_of(seen.history)[-self._settings.length :] + 1)[None]
         return self._network.logits(self._network(sequence)[0, -1]).double().numpy()
 
 

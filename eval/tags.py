@@ -149,8 +149,11 @@ def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedde
     figures = {name: measure(runs, dataset, embedder) for name, runs in kept.items()}
     for name, runs in kept.items():
         if any(shelf for run in runs for shelf in run.shelves):
-            figures[f"shelf of {name}"] = _hit_rates(runs, lambda run: [line.leaf for line in in_turn(run.shelves)])
-    figures["popularity"] = _hit_rates(next(iter(kept.values())), lambda run: _popular(dataset, run.as_of))
+            figures[f"shelf of {name}"] = _hit_rates(
+                runs, [[line.leaf for line in in_turn(run.shelves)] for run in runs]
+            )
+    first = next(iter(kept.values()))
+    figures["popularity"] = _hit_rates(first, [_popular(dataset, run.as_of) for run in first])
     return figures
 
 
@@ -163,6 +166,7 @@ def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Fig
     than to the household's other history lines (mean cosine of leaf names).
     """
     nearest = _nearest_leaves(runs, dataset, embedder)
+    ranked = ranked_leaves(runs, dataset, embedder)
     names = {tag_text(path[-1]) for path in open_index(dataset, embedder).leaves}
     figures: dict[str, list[float]] = {}
 
@@ -181,11 +185,13 @@ def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Fig
         add("nearest_leaf", [nearest[tag][1] for tag in proposed])
         add("new_share", [nearest[tag][0] not in run.bought for tag in proposed])
         add("agreement", _agreement(run, embedder))
-    ranked = {run.user_id: [nearest[tag.casefold()][0] for tag in _tags_in_order(run)] for run in runs}
-    return {
-        **{key: estimate(values) for key, values in figures.items()},
-        **_hit_rates(runs, lambda run: ranked[run.user_id]),
-    }
+    return {**{key: estimate(values) for key, values in figures.items()}, **_hit_rates(runs, ranked)}
+
+
+def ranked_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> list[list[str]]:
+    """The leaves that the tags of each run name, in their order; of an arbiter's picks first."""
+    nearest = _nearest_leaves(runs, dataset, embedder)
+    return [[nearest[tag.casefold()][0] for tag in _tags_in_order(run)] for run in runs]
 
 
 def _popular(dataset: Dataset, as_of: datetime) -> list[str]:
@@ -193,9 +199,8 @@ def _popular(dataset: Dataset, as_of: datetime) -> list[str]:
     return list(popular_leaves(dataset, datetime.combine(as_of.date(), datetime.min.time())))
 
 
-def _hit_rates(runs: Sequence[TagRun], order: Callable[[TagRun], list[str]]) -> Figures:
+def _hit_rates(runs: Sequence[TagRun], ranked: Sequence[list[str]]) -> Figures:
     result: Figures = {}
-    ranked = [order(run) for run in runs]
     for new in (False, True):
         values = [hit_rate_at_k(leaves, run.case, LIST, new) for leaves, run in zip(ranked, runs, strict=True)]
         result[f"hr@{LIST}.{'new' if new else 'all'}"] = estimate([value for value in values if value is not None])

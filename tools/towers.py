@@ -10,17 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import faiss
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tools.embedding import Embeddings
+from tools.dataset import Dataset
+from tools.embedding import Embedder, Embeddings
 from tools.errors import ModelFilesError
+from tools.loading import load_once
+from tools.purchases import purchases_before
+from tools.retrieval import embed_catalog
 
 WEIGHTS = "towers.safetensors"
 CARD = "card.json"
@@ -86,32 +92,32 @@ def _tower(shape: TowerShape) -> nn.Sequential:
     return nn.Sequential(nn.Linear(shape.text, 2 * shape.width), nn.GELU(), nn.Linear(2 * shape.width, shape.width))
 
 
+@dataclass(frozen=True, eq=False)
 class TowerIndex:
-    """Trained towers with the items of a catalogue in FAISS."""
+    """Trained towers with the titles of a catalogue in FAISS."""
 
-    def __init__(self, towers: Towers, item_texts: Embeddings) -> None:
-        """Project all items, texts (n, text), once."""
-        self._towers = towers.eval()
-        self._texts = item_texts
-        with torch.inference_mode():
-            self.items: Embeddings = towers.item(torch.from_numpy(item_texts)).numpy()
-        self._index = faiss.IndexFlatIP(towers.shape.width)
-        self._index.add(self.items)
+    towers: Towers
+    texts: Embeddings
+    """Embeddings of the titles, (n, text)."""
+    row: dict[str, int]
+    """Of each title."""
+    items: Embeddings
+    """The titles as the item tower sees them, (n, width)."""
+    _index: faiss.IndexFlatIP
 
-    def interests(self, rows: Sequence[int] | NDArray[np.int64], ages: NDArray[np.float64]) -> Embeddings:
-        """(K, width) of a user who bought these items (rows of the catalogue, oldest first) so many days ago."""
-        if len(rows) == 0:
+    def interests(self, titles: Sequence[str], days: Sequence[float]) -> Embeddings:
+        """(K, width) of a user who bought these titles, oldest first, so many days ago."""
+        if not titles:
             raise ValueError("a user without purchases has no interests")
-        last = slice(-self._towers.shape.length, None)
-        texts = torch.from_numpy(self._texts[np.asarray(rows)[last]])[None]
+        last = slice(-self.towers.shape.length, None)
+        texts = torch.from_numpy(self.texts[[self.row[title] for title in titles[last]]])[None]
+        ages = torch.from_numpy(age_buckets(np.asarray(days[last], dtype=np.float64)))[None]
         with torch.inference_mode():
-            found = self._towers.users(
-                texts, torch.from_numpy(age_buckets(ages[last]))[None], torch.ones(texts.shape[:2], dtype=torch.bool)
-            )
+            found = self.towers.users(texts, ages, torch.ones(ages.shape, dtype=torch.bool))
         return np.asarray(found[0].numpy(), dtype=np.float32)
 
     def search(self, interests: Embeddings, count: int) -> list[tuple[int, float]]:
-        """The `count` best items of any interest: row and score, best first."""
+        """The `count` best titles of any interest: row and score, best first."""
         found, rows = self._index.search(interests, min(count, self._index.ntotal))
         best: dict[int, float] = {}
         for score, row in zip(found.ravel().tolist(), rows.ravel().tolist(), strict=True):
@@ -119,8 +125,44 @@ class TowerIndex:
         return sorted(best.items(), key=lambda pair: -pair[1])[:count]
 
     def score_all(self, interests: Embeddings) -> NDArray[np.float32]:
-        """Scores of every item, (n,)."""
+        """Scores of every title, (n,)."""
         return np.asarray((interests @ self.items.T).max(axis=0), dtype=np.float32)
+
+
+def build_index(towers: Towers, titles: Sequence[str], texts: Embeddings) -> TowerIndex:
+    """Project all titles once."""
+    with torch.inference_mode():
+        items: Embeddings = towers.eval().item(torch.from_numpy(texts)).numpy()
+    index = faiss.IndexFlatIP(towers.shape.width)
+    index.add(items)
+    return TowerIndex(towers, texts, {title: row for row, title in enumerate(titles)}, items, index)
+
+
+def leaf_scores(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
+    """Each leaf by the best of its titles, for a household at a moment; empty without a purchase before that."""
+    bought = purchases_before(dataset, as_of, user_id)
+    if bought.is_empty():
+        return {}
+    days = ((pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400).alias("days")
+    history = bought.select("title", days)
+    of_titles = index.score_all(index.interests(history["title"].to_list(), history["days"].to_list()))
+    leaves, leaf_of = leaf_of_titles(dataset)
+    best = np.full(len(leaves), -np.inf, dtype=np.float32)
+    np.maximum.at(best, leaf_of, of_titles)
+    return dict(zip(leaves, best.tolist(), strict=True))
+
+
+@load_once(maxsize=4)
+def leaf_of_titles(dataset: Dataset) -> tuple[list[str], NDArray[np.int64]]:
+    """The leaves of a catalogue in order, and the number of the leaf of each title (both sorted by name)."""
+    pairs = (
+        dataset.items.select("title", leaf=pl.col("category").list.last())
+        .sort("title", "leaf")
+        .unique("title", keep="first", maintain_order=True)
+    )
+    leaves = dataset.items.select(pl.col("category").list.last()).to_series().unique().sort().to_list()
+    number = {leaf: row for row, leaf in enumerate(leaves)}
+    return leaves, np.array([number[leaf] for leaf in pairs["leaf"]], dtype=np.int64)
 
 
 def save_towers(towers: Towers, directory: Path, card: dict[str, object]) -> None:
@@ -129,6 +171,18 @@ def save_towers(towers: Towers, directory: Path, card: dict[str, object]) -> Non
     save_file({name: weight.half() for name, weight in towers.state_dict().items()}, directory / WEIGHTS)
     document = {"shape": asdict(towers.shape), **card}
     (directory / CARD).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@load_once(maxsize=4)
+def open_towers(dataset: Dataset, embedder: Embedder, directory: Path) -> TowerIndex:
+    """The towers of a directory over the titles of a data set. Blocks.
+
+    Raises:
+        ModelFilesError: see `load_towers`.
+    """
+    titles = dataset.items["title"].unique().sort().to_list()
+    texts, _ = embed_catalog(dataset, embedder)
+    return build_index(load_towers(directory, embedder.name), titles, texts)
 
 
 def load_towers(directory: Path, embedder: str) -> Towers:

@@ -53,8 +53,9 @@ from prompts.template import Value, load_prompt
 from tools.dataset import Dataset, open_dataset
 from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
+from tools.purchases import DUE_FROM
 from tools.retrieval import popular_leaves
-from tools.shelf import DUE_FROM, ShelfLine, fill_shelves, tag_text
+from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, bearing_on, read_signals
 from training.explanations import explanation_target
 from training.mixture import ExpertKind, Mixture, general_examples

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eval.baskets import Baskets, Ids, read_level
-from eval.retrieval import TowerRecommender, leaf_numbers, questions, worth
+from eval.retrieval import TowerRecommender, questions, worth
 from eval.splits import VALIDATION_BASKET, basket_cases
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.retrieval import embed_catalog
-from tools.towers import TowerIndex, Towers, TowerShape, age_buckets, save_towers, scores
+from tools.towers import Towers, TowerShape, age_buckets, build_index, leaf_of_titles, save_towers, scores
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def train_towers(
     dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
     titles, leaf_names = embed_catalog(dataset, embedder, report)
     products, leaves = read_level(dataset, "product"), read_level(dataset, "leaf")
-    leaf_of = leaf_numbers(dataset, products, leaves)
+    _, leaf_of = leaf_of_titles(dataset)
     asked = questions(leaves, basket_cases(dataset, VALIDATION_BASKET, recipe.validation_users, recipe.seed))
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
@@ -102,7 +102,8 @@ def train_towers(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.item())
-        value = worth(TowerRecommender(TowerIndex(towers, titles), leaf_of, len(leaves.entities)), products, asked)
+        index = build_index(towers, products.entities, titles)
+        value = worth(TowerRecommender(dataset, index, leaves.entities), leaves, asked)
         report(f"towers epoch {epoch}: loss {np.mean(losses):.3f}, validation {value:.4f}, best {max(best, value):.4f}")
         if value > best:
             best, best_epoch = value, epoch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.baselines import KnnSettings, Own, Popularity, TifuKnn, TifuSettings, choose, ease, item_knn, purchases
-from eval.baskets import Baskets, DailyCounts, read_level
+from eval.baskets import Baskets, DailyCounts, Situation, read_level
 from eval.sasrec import SasrecSettings, train_sasrec
 from eval.splits import TRAIN_END
 from tools.dataset import Dataset
@@ -20,6 +20,10 @@ def baskets(*contents: list[int], every: int = 7) -> Baskets:
     return Baskets(np.array(starts, dtype="datetime64[us]"), [np.array(content) for content in contents])
 
 
+def at(history: Baskets, moment: datetime) -> Situation:
+    return Situation("u", moment, history)
+
+
 def counts(*days: list[int]) -> DailyCounts:
     total = np.concatenate([np.zeros((1, len(days[0])), dtype=np.int32), np.cumsum(days, axis=0, dtype=np.int32)])
     return DailyCounts(np.datetime64(START, "D"), total)
@@ -27,16 +31,16 @@ def counts(*days: list[int]) -> DailyCounts:
 
 def test_popularity_counts_whole_days_before_the_cut() -> None:
     daily = counts([5, 0], [1, 1], [0, 9])
-    assert Popularity(daily, None).score(baskets(), START + timedelta(days=2)).tolist() == [6, 1]
-    assert Popularity(daily, 1).score(baskets(), START + timedelta(days=2)).tolist() == [1, 1]
-    assert Popularity(daily, None).score(baskets(), START).tolist() == [0, 0]
+    assert Popularity(daily, None).score(at(baskets(), START + timedelta(days=2))).tolist() == [6, 1]
+    assert Popularity(daily, 1).score(at(baskets(), START + timedelta(days=2))).tolist() == [1, 1]
+    assert Popularity(daily, None).score(at(baskets(), START)).tolist() == [0, 0]
 
 
 def test_own_baskets_fade_and_popularity_orders_the_rest() -> None:
     daily = counts(*[[0, 0, 1, 2]] * 20)
     history = baskets([0], [1], [1])
-    assert np.argsort(-Own(daily, None).score(history, CUT)).tolist() == [1, 0, 3, 2]
-    faded = Own(daily, 6.0).score(history, CUT)
+    assert np.argsort(-Own(daily, None).score(at(history, CUT))).tolist() == [1, 0, 3, 2]
+    faded = Own(daily, 6.0).score(at(history, CUT))
     assert faded[0] == pytest.approx(0.5 ** (20 / 6))
     assert faded[1] == pytest.approx(0.5 ** (13 / 6) + 0.5 ** (6 / 6))
 
@@ -44,7 +48,7 @@ def test_own_baskets_fade_and_popularity_orders_the_rest() -> None:
 def test_item_knn_is_the_shrunk_cosine() -> None:
     train = [baskets([0, 1]), baskets([0, 1]), baskets([0, 2])]
     model = item_knn(train, 3, KnnSettings(neighbours=1, shrinkage=1.0))
-    scores = model.score(baskets([0]), CUT)
+    scores = model.score(at(baskets([0]), CUT))
     assert scores.tolist() == pytest.approx([0, 2 / (np.sqrt(3 * 2) + 1), 0])  # of 0's two neighbours the nearest
 
 
@@ -61,11 +65,11 @@ def test_ease_predicts_each_entity_from_the_others() -> None:
 
 def test_tifu_decays_baskets_within_groups_and_groups() -> None:
     settings = TifuSettings(group=2, within=0.5, across=0.1, neighbours=1, own=1.0)
-    scores = TifuKnn([baskets([0])], 3, settings).score(baskets([0], [1], [2]), CUT)
+    scores = TifuKnn([baskets([0])], 3, settings).score(at(baskets([0], [1], [2]), CUT))
     # The last group has baskets 2 and 1, the one before it basket 0 alone; each group counts half.
     assert scores.tolist() == pytest.approx([0.1 / 2, 0.5 / 2 / 2, 1 / 2 / 2])
     near = TifuSettings(group=2, within=1, across=1, neighbours=1, own=0.0)
-    assert TifuKnn([baskets([0, 1]), baskets([2])], 3, near).score(baskets([0]), CUT).tolist() == [1, 1, 0]
+    assert TifuKnn([baskets([0, 1]), baskets([2])], 3, near).score(at(baskets([0]), CUT)).tolist() == [1, 1, 0]
 
 
 def test_the_best_of_a_grid_is_taken() -> None:
@@ -81,15 +85,15 @@ def test_sasrec_learns_what_follows_and_repeats_itself() -> None:
     )
 
     def worth(model: object) -> float:
-        scores = model.score(baskets([1], [2]), CUT)  # type: ignore[attr-defined]
+        scores = model.score(at(baskets([1], [2]), CUT))  # type: ignore[attr-defined]
         return float(scores[3] - scores.max())
 
     said: list[str] = []
     first = train_sasrec(train, 5, settings, worth, said.append)
     again = train_sasrec(train, 5, settings, worth, said.append)
-    scores = first.score(baskets([1], [2]), CUT)
+    scores = first.score(at(baskets([1], [2]), CUT))
     assert np.argmax(scores) == 3
-    assert scores.tolist() == again.score(baskets([1], [2]), CUT).tolist()
+    assert scores.tolist() == again.score(at(baskets([1], [2]), CUT)).tolist()
     assert said[0].startswith("sasrec epoch 1: loss")
 
 

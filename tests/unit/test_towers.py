@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tools.errors import ModelFilesError
-from tools.towers import AGE_BUCKETS, TowerIndex, Towers, TowerShape, age_buckets, load_towers, save_towers, scores
+from tools.towers import AGE_BUCKETS, Towers, TowerShape, age_buckets, build_index, load_towers, save_towers, scores
 
 SHAPE = TowerShape(text=8, width=6, interests=3, length=5)
+TITLES = [f"t{n}" for n in range(20)]
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def towers() -> Towers:
     return Towers(SHAPE)
 
 
-def catalogue(count: int = 20) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(count, SHAPE.text)).astype(np.float32)
+def catalogue() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(len(TITLES), SHAPE.text)).astype(np.float32)
 
 
 def test_ages_are_powers_of_two() -> None:
@@ -46,8 +47,8 @@ def test_the_score_is_the_best_interests() -> None:
 
 
 def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
-    index = TowerIndex(towers, catalogue())
-    interests = index.interests([3, 1, 4], np.array([30.0, 2.0, 0.5]))
+    index = build_index(towers, TITLES, catalogue())
+    interests = index.interests(["t3", "t1", "t4"], [30.0, 2.0, 0.5])
     assert interests.shape == (3, 6)
     expected = index.score_all(interests)
     found = index.search(interests, 5)
@@ -56,11 +57,11 @@ def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
 
 
 def test_only_the_last_purchases_are_read(towers: Towers) -> None:
-    index = TowerIndex(towers, catalogue())
-    rows, ages = list(range(9)), np.arange(9.0)[::-1]
-    assert np.array_equal(index.interests(rows, ages), index.interests(rows[-5:], ages[-5:]))
+    index = build_index(towers, TITLES, catalogue())
+    days = [float(day) for day in range(9, 0, -1)]
+    assert np.array_equal(index.interests(TITLES[:9], days), index.interests(TITLES[4:9], days[4:]))
     with pytest.raises(ValueError, match="no interests"):
-        index.interests([], np.empty(0))
+        index.interests([], [])
 
 
 def test_saved_towers_come_back_for_their_embedder_only(towers: Towers, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What purchases before a moment tell: co-purchase of leaf categories, demand of the day, a household's own habits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from tools.dataset import Dataset
+from tools.history import HALF_LIFE_DAYS, LONGEST_RHYTHM_DAYS
+from tools.loading import load_once
+
+FIRST_DAYS = 28
+"""How many households bought a leaf for the first time within so many days tells what is taken up now."""
+DUE_FROM = 0.7
+"""A leaf is due again when so much of its mean interval has passed since it was last bought."""
+SHRINK = 5.0
+"""Households added to a count before it divides: three that bought two things are no association yet."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """How many households bought two leaves, before some moment."""
+
+    leaves: list[str]
+    row: dict[str, int]
+    together: csr_matrix
+    """Households that bought both, (n, n); the diagonal has those that bought the leaf."""
+    category: dict[str, str]
+    """Of each leaf, the category above it."""
+    bought: Scores
+    """The diagonal, (n,)."""
+    taken_up: Scores
+    """Households that bought the leaf for the first time in the last `FIRST_DAYS` days, plus one, (n,)."""
+
+    def likely(self, weights: Scores) -> Scores:
+        """For each leaf j: `sum_i w_i n_ij / (n_i + SHRINK)`, what households with this history buy; popular first."""
+        return np.asarray(self.together @ (weights / (self.bought + SHRINK)), dtype=np.float32)
+
+    def close(self, weights: Scores) -> Scores:
+        """For each leaf j: `sum_i w_i n_ij / sqrt((n_i + SHRINK)(n_j + SHRINK))`, the cosine; specific first."""
+        scale = np.sqrt(self.bought + SHRINK)
+        return np.asarray(self.together @ (weights / scale) / scale, dtype=np.float32)
+
+
+@load_once(maxsize=64)
+def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
+    """Which leaves households bought besides which, counted over all purchases before `before`."""
+    first = purchases_before(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
+    pairs = first.sort("user_id", "leaf")
+    lately = pairs.filter(pl.col("timestamp") >= before - timedelta(days=FIRST_DAYS))["leaf"].value_counts()
+    leaves = pairs["leaf"].unique().sort().to_list()
+    row = {leaf: index for index, leaf in enumerate(leaves)}
+    users = pairs["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    columns = pairs["leaf"].replace_strict(row, return_dtype=pl.Int32).to_numpy()
+    matrix = csr_matrix(
+        (np.ones(len(pairs), dtype=np.float32), (users, columns)), shape=(pairs["user_id"].n_unique(), len(leaves))
+    )
+    together = (matrix.T @ matrix).tocsr()
+    paths = dataset.items["category"].unique().sort().to_list()
+    category = {path[-1]: path[max(len(path) - 2, 0)] for path in paths}
+    taken_up = np.ones(len(leaves), dtype=np.float32)
+    for leaf, households in lately.iter_rows():
+        taken_up[row[leaf]] += households
+    return Neighbours(leaves, row, together, category, together.diagonal(), taken_up)
+
+
+@load_once(maxsize=64)
+def buyers(dataset: Dataset, before: datetime, days: int) -> dict[str, int]:
+    """How many households bought each leaf in the last days before a moment."""
+    events = purchases_before(dataset, before, since=before - timedelta(days=days))
+    return dict(events.group_by("leaf").agg(pl.col("user_id").n_unique()).iter_rows())
+
+
+def own_leaves(dataset: Dataset, user_id: str, as_of: datetime) -> pl.DataFrame:
+    """The leaves of a household, the weightiest first.
+
+    Returns:
+        `leaf`, `weight` as in `HistoryLine`, `since` (days since it was last bought), `every` (mean days between, null
+        where bought on one day), `days` (on how many it was bought), whether it is `due`.
+    """
+    age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
+    day = pl.col("timestamp").dt.date()
+    return (
+        purchases_before(dataset, as_of, user_id)
+        .group_by("leaf")
+        .agg(
+            weight=(0.5 ** (age / HALF_LIFE_DAYS)).sum(),
+            since=age.min(),
+            every=(day.max() - day.min()).dt.total_days() / (day.n_unique() - 1),
+            days=day.n_unique(),
+        )
+        .with_columns(
+            due=(pl.col("days") > 2)
+            & (pl.col("every") <= LONGEST_RHYTHM_DAYS)
+            & (pl.col("since") >= DUE_FROM * pl.col("every"))
+        )
+        .sort("weight", "leaf", descending=[True, False])
+    )
+
+
+def purchases_before(
+    dataset: Dataset, before: datetime, user_id: str | None = None, since: datetime | None = None
+) -> pl.DataFrame:
+    """Purchases with their `title` and `leaf`, of all households or one."""
+    events = dataset.history(user_id, before) if user_id else dataset.events_before(before, since)
+    names = dataset.items.select("item_id", "title", leaf=pl.col("category").list.last())
+    return events.filter(pl.col("action") == "purchase").join(names, on="item_id", maintain_order="left")
+
+
+def row_of(near: Neighbours, values: Mapping[str, float]) -> Scores:
+    """Values of leaves as a row of `near`, zero for the others."""
+    row = np.zeros(len(near.leaves), dtype=np.float32)
+    for leaf, value in values.items():
+        if leaf in near.row:
+            row[near.row[leaf]] = value
+    return row

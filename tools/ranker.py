@@ -1,0 +1,186 @@
+"""The one ranker of both channels: how likely a household buys each leaf category at its next visit.
+
+A small network reads what purchases before the moment tell of household and leaf (`FEATURES`); leaves that the agents
+tagged get a bonus on the logit. The answer is a probability, so that the traffic allocation can bound it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tools.dataset import Dataset
+from tools.errors import ModelFilesError
+from tools.loading import load_once
+from tools.purchases import Neighbours, Scores, buyers, neighbours, own_leaves, row_of
+
+WEIGHTS = "ranker.safetensors"
+CARD = "card.json"
+HIDDEN = 32
+FEATURES = (
+    "bought",
+    "days_bought",
+    "share_of_days",
+    "weight",
+    "days_since",
+    "since_over_rhythm",
+    "has_rhythm",
+    "buyers_3_days",
+    "buyers_7_days",
+    "buyers_28_days",
+    "buyers_ever",
+    "likely",
+    "close",
+    "category_weight",
+    "household_days",
+    "towers",
+)
+"""Columns of `LeafTable.features`; counts and days as log(1 + x)."""
+DEMAND_DAYS = (3, 7, 28)
+LONGEST_OVERDUE = 4.0
+"""A leaf that was skipped four times in a row is no longer due."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeafTable:
+    """All leaves that were sold before the week of the moment, as one household's ranker sees them."""
+
+    leaves: Sequence[str]
+    row: Mapping[str, int]
+    bought: NDArray[np.bool_]
+    """(n,)."""
+    features: Scores
+    """(n, len(FEATURES))."""
+
+
+def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float]) -> LeafTable:
+    """Features of every leaf, from events before `as_of` alone.
+
+    Args:
+        dataset: the data set.
+        user_id: the household.
+        as_of: the moment.
+        towers: score of each leaf by the towers; empty where there are none.
+    """
+    midnight = datetime.combine(as_of.date(), datetime.min.time())
+    near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
+    own = own_leaves(dataset, user_id, as_of)
+
+    def column(name: str) -> Scores:
+        return row_of(near, dict(own.select("leaf", name).fill_null(0).iter_rows()))
+
+    bought = row_of(near, dict.fromkeys(own["leaf"], 1.0))
+    days, weight, since, every = (column(name) for name in ("days", "weight", "since", "every"))
+    rhythm = (days > 2) & (every > 0)
+    household_days = max(float(days.max(initial=0)), 1.0)
+    recent = row_of(near, dict(own.select("leaf", own["weight"].sqrt()).iter_rows()))
+    columns = [
+        bought,
+        np.log1p(days),
+        days / household_days,
+        np.log1p(weight),
+        np.log1p(since) * bought,
+        np.where(rhythm, np.minimum(since / np.maximum(every, 1), LONGEST_OVERDUE), 0),
+        rhythm,
+        *(np.log1p(row_of(near, buyers(dataset, midnight, span))) for span in DEMAND_DAYS),
+        np.log1p(near.bought),
+        np.log1p(near.likely(recent)),
+        np.log1p(near.close(recent)),
+        np.log1p(_by_category(near, weight)),
+        np.full(len(near.leaves), np.log(household_days)),
+        _standardised(row_of(near, towers)),
+    ]
+    features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
+    return LeafTable(near.leaves, near.row, bought > 0, features)
+
+
+class Network(nn.Module):
+    """Standardised features to one logit."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        """New weights."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(len(FEATURES)))
+        self.register_buffer("scale", torch.ones(len(FEATURES)))
+        self.layers = nn.Sequential(
+            nn.Linear(len(FEATURES), HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1)
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, features) to logits (n,)."""
+        logits: torch.Tensor = self.layers((features - self.mean) / self.scale)
+        return logits[:, 0]
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A trained network, and what a tag is worth."""
+
+    network: Network
+    tag_bonus: float
+    """Added to the logit of a leaf that a final tag names."""
+
+    def probabilities(self, table: LeafTable, tagged: Sequence[str]) -> Scores:
+        """The chance of each leaf to be bought at the next visit, (n,).
+
+        Args:
+            table: of the household.
+            tagged: leaves that the agents' tags name.
+        """
+        with torch.inference_mode():
+            logits = self.network(torch.from_numpy(table.features)).numpy()
+        bonus = np.zeros(len(table.leaves), dtype=np.float32)
+        bonus[[table.row[leaf] for leaf in tagged if leaf in table.row]] = self.tag_bonus
+        return np.asarray(1 / (1 + np.exp(-(logits + bonus))), dtype=np.float32)
+
+
+def save_ranker(ranker: Ranker, directory: Path, card: Mapping[str, object]) -> None:
+    """Write weights and card."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(ranker.network.state_dict(), directory / WEIGHTS)
+    document = {"features": FEATURES, "tag_bonus": ranker.tag_bonus, **card}
+    (directory / CARD).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+@load_once(maxsize=4)
+def load_ranker(directory: Path) -> Ranker:
+    """A ranker from its directory.
+
+    Raises:
+        ModelFilesError: it is missing, damaged, or of other features.
+    """
+    try:
+        card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+        if tuple(card["features"]) != FEATURES:
+            raise ValueError(f"it reads the features {card['features']}, this version has {list(FEATURES)}")
+        network = Network()
+        network.load_state_dict(load_file(directory / WEIGHTS))
+        return Ranker(network.eval(), float(card["tag_bonus"]))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelFilesError(
+            f"{directory} holds no ranker of this version ({error}); train it with `recgpt train ranker`"
+        ) from error
+
+
+def _by_category(near: Neighbours, weight: Scores) -> Scores:
+    """The household's weight of each leaf's category."""
+    names = [near.category[leaf] for leaf in near.leaves]
+    _, number = np.unique(names, return_inverse=True)
+    return np.asarray(np.bincount(number, weight)[number], dtype=np.float32)
+
+
+def _standardised(values: Scores) -> Scores:
+    """Mean 0 and deviation 1 over the leaves; all zero where all are alike."""
+    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-6), dtype=np.float32)

@@ -1,0 +1,178 @@
+"""Train the ranker of both channels: which leaves a household buys at its next visit.
+
+    recgpt train ranker
+
+Examples are the last training baskets of each household: every leaf that it bought before, and some of the others,
+weighted so that the probabilities come out right. What a tag is worth is chosen on validation households afterwards,
+from runs of the agents (`recgpt eval tags`), since only there the agents have not seen the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from eval.baskets import LevelData, read_level
+from eval.metrics import hit_rate_at_k
+from eval.splits import TRAIN_END
+from eval.tags import TagRun, ranked_leaves
+from tools.dataset import Dataset, open_dataset
+from tools.embedding import Embedder, open_embedder
+from tools.ranker import Network, Ranker, read_leaf_table, save_ranker
+from tools.towers import TowerIndex, leaf_scores, open_towers
+
+TAG_BONUSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class RankerRecipe:
+    """Hyper-parameters."""
+
+    seed: int = 7
+    baskets: int = 3
+    """Targets of a household: its last training baskets."""
+    keep_new: float = 0.15
+    """Share of the leaves never bought, and not in the target, that are kept; each then counts `1 / keep_new` times."""
+    learning_rate: float = 2e-3
+    batch: int = 8192
+    epochs: int = 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training examples."""
+
+    features: NDArray[np.float32]
+    """(rows, features)."""
+    labels: NDArray[np.float32]
+    """1 where the leaf was in the basket, (rows,)."""
+    weights: NDArray[np.float32]
+    """(rows,)."""
+
+
+def train_ranker(
+    dataset_dir: Path,
+    embedding_model: str,
+    towers_dir: Path,
+    out: Path,
+    recipe: RankerRecipe,
+    runs: Sequence[TagRun],
+    report: Callable[[str], None],
+) -> dict[str, object]:
+    """Train, choose what a tag is worth, and write weights and card to `out`.
+
+    Args:
+        dataset_dir: the data set.
+        embedding_model: setting of the text embedder.
+        towers_dir: the trained towers.
+        out: directory to write.
+        recipe: hyper-parameters.
+        runs: of the agents on validation households; without any a tag is worth nothing.
+        report: called with a sentence at each step.
+
+    Returns:
+        The card.
+    """
+    started = time.monotonic()
+    dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
+    index = open_towers(dataset, embedder, towers_dir)
+    rows = read_rows(dataset, index, recipe, report)
+    network = fit(rows, recipe, report)
+    ranker, values = choose_tag_bonus(Ranker(network, 0.0), dataset, embedder, index, runs)
+    card: dict[str, object] = {
+        "command": "recgpt train ranker",
+        "dataset": dataset.info.name,
+        "embedder": embedder.name,
+        "recipe": asdict(recipe),
+        "examples": len(rows.labels),
+        "tag_bonus_on_validation": {"households": len(runs), "hr@30.all + hr@30.new": values},
+        "hardware": f"CPU, {torch.get_num_threads()} threads",
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "licence": "Apache-2.0",
+    }
+    save_ranker(ranker, out, card)
+    return card
+
+
+def cut_points(data: LevelData, baskets: int) -> list[tuple[str, datetime, frozenset[str]]]:
+    """The last `baskets` training baskets of each household: household, moment, and the leaves bought."""
+    found = []
+    for user, own in data.households.items():
+        allowed = int((own.starts < np.datetime64(TRAIN_END)).sum())
+        last = min(allowed, len(own.contents) - 2)
+        for position in range(max(last - baskets, 1), last):
+            target = frozenset(data.entities[entity] for entity in own.contents[position])
+            found.append((user, own.starts[position].item(), target))
+    return found
+
+
+def read_rows(dataset: Dataset, index: TowerIndex, recipe: RankerRecipe, report: Callable[[str], None]) -> Rows:
+    """The examples of all cut points."""
+    rng = np.random.default_rng(recipe.seed)
+    cuts = cut_points(read_level(dataset, "leaf"), recipe.baskets)
+    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
+    for number, (user, as_of, target) in enumerate(cuts, 1):
+        table = read_leaf_table(dataset, user, as_of, leaf_scores(index, dataset, user, as_of))
+        labels = np.array([leaf in target for leaf in table.leaves], dtype=np.float32)
+        certain = table.bought | (labels > 0)
+        kept = certain | (rng.random(len(labels)) < recipe.keep_new)
+        weights = np.where(certain, 1.0, 1 / recipe.keep_new).astype(np.float32)
+        parts.append((table.features[kept], labels[kept], weights[kept]))
+        report(f"features of {number:,} of {len(cuts):,} baskets")
+    return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def fit(rows: Rows, recipe: RankerRecipe, report: Callable[[str], None]) -> Network:
+    """Minimise the weighted log loss."""
+    torch.manual_seed(recipe.seed)
+    network = Network()
+    features, labels, weights = (torch.from_numpy(part) for part in (rows.features, rows.labels, rows.weights))
+    network.mean.copy_(features.mean(dim=0))
+    network.scale.copy_(features.std(dim=0).clamp(min=1e-3))
+    optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+    steps = recipe.epochs * -(-len(labels) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for epoch in range(1, recipe.epochs + 1):
+        losses = []
+        order = torch.randperm(len(labels))
+        for start in range(0, len(labels), recipe.batch):
+            chosen = order[start : start + recipe.batch]
+            loss = binary_cross_entropy_with_logits(network(features[chosen]), labels[chosen], weights[chosen])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+        report(f"ranker epoch {epoch} of {recipe.epochs}: log loss {np.mean(losses):.5f}")
+    return network.eval()
+
+
+def choose_tag_bonus(
+    ranker: Ranker, dataset: Dataset, embedder: Embedder, index: TowerIndex, runs: Sequence[TagRun]
+) -> tuple[Ranker, dict[str, float]]:
+    """The ranker with the bonus that is worth most on the runs (HR@30 of all and of new, summed), and all values."""
+    listed = ranked_leaves(runs, dataset, embedder)
+    values: dict[str, float] = {}
+    tables = [
+        read_leaf_table(dataset, run.user_id, run.as_of, leaf_scores(index, dataset, run.user_id, run.as_of))
+        for run in runs
+    ]
+    for bonus in TAG_BONUSES if runs else ():
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for run, table, tagged in zip(runs, tables, listed, strict=True):
+            order = np.argsort(-replace(ranker, tag_bonus=bonus).probabilities(table, tagged), kind="stable")
+            leaves = [table.leaves[row] for row in order]
+            for new, kept in rates.items():
+                if (rate := hit_rate_at_k(leaves, run.case, 30, new)) is not None:
+                    kept.append(rate)
+        values[str(bonus)] = round(float(sum(np.mean(kept) for kept in rates.values() if kept)), 4)
+    best = max(values, key=lambda key: values[key], default="0")
+    return replace(ranker, tag_bonus=float(best)), values

@@ -6,10 +6,11 @@ validation baskets. What is kept of it is the first `DEPTH` entities of each hou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,27 +28,31 @@ from eval.baselines import (
     ease,
     item_knn,
 )
-from eval.baskets import ENTITY, Ids, Level, LevelData, Situation
+from eval.baskets import Ids, LevelData, Situation
 from eval.sasrec import SasrecSettings, train_sasrec
 from eval.splits import SEED, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
+from tools.ranker import Ranker, candidates, read_leaf_table
+from tools.retrieval import leaf_paths
 from tools.towers import TowerIndex, leaf_scores
 
 DEPTH = 30
 VALIDATION_USERS = 500
 
 KNN_GRID = [KnnSettings(*pair) for pair in product((20, 100, 500), (5.0, 50.0))]
-EASE_GRID: dict[Level, Sequence[float]] = {
-    "leaf": (100.0, 500.0, 2000.0, 5000.0),
-    "category": (20.0, 100.0, 500.0, 2000.0),
-    "product": (2000.0,),
-}
-"""A product's own matrix takes a minute to invert: one value."""
-HALF_LIVES = (15.0, 30.0, 60.0, 120.0)
+EASE_GRID = (20.0, 100.0, 500.0, 2000.0, 5000.0)
+HALF_LIFE_GRID = (15.0, 30.0, 60.0, 120.0)
 TIFU_GRID = [
     TifuSettings(group, within, across, 300, own)
     for group, within, across, own in product((7, 15), (0.9, 1.0), (0.7, 0.9), (0.5, 0.7, 0.9))
 ]
+PRODUCT_GRIDS: tuple[list[KnnSettings], list[float], list[float], list[TifuSettings]] = (
+    [KnnSettings(100, 50.0)],
+    [2000.0],
+    [60.0],
+    [TifuSettings(15, 0.9, 0.9, 300, 0.9)],
+)
+"""Products are seven times as many as leaves, and a fit takes minutes: one setting each."""
 
 Lists = NDArray[np.int64]
 """(households, DEPTH) entities, best first; -1 where there are no more."""
@@ -118,13 +123,12 @@ def worth(model: Recommender, data: LevelData, asked: Sequence[Question]) -> flo
 class Fitted:
     """A recommender, and how its settings were found."""
 
-    name: str
     model: Recommender
-    settings: object
+    settings: object = None
 
 
-def fit_all(dataset: Dataset, data: LevelData, report: Callable[[str], None]) -> Iterator[Fitted]:
-    """The classical recommenders of a level, fitted and chosen; SASRec on leaves alone, see `AtLevel`.
+def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) -> dict[str, Callable[[], Fitted]]:
+    """What fits each classical recommender of a level, by its name; SASRec on leaves alone, see `AtLevel`.
 
     Args:
         dataset: the data set.
@@ -137,23 +141,25 @@ def fit_all(dataset: Dataset, data: LevelData, report: Callable[[str], None]) ->
     def valued(model: Recommender) -> float:
         return worth(model, data, asked)
 
-    def say(message: str) -> None:
-        report(f"{data.level}: {message}")
+    def chosen(build: Callable[[Any], Recommender], grid: Sequence[Any]) -> Callable[[], Fitted]:
+        return lambda: Fitted(*choose(build, grid, valued))
 
-    yield Fitted("popularity", Popularity(counts, None), None)
-    yield Fitted("popularity_28d", Popularity(counts, RECENT_DAYS), RECENT_DAYS)
-    yield Fitted("own_frequency", Own(counts, None), None)
-    say("half-life of own purchases")
-    yield Fitted("own_recency", *choose(lambda half_life: Own(counts, half_life), HALF_LIVES, valued))
-    say("item-kNN")
-    yield Fitted("item_knn", *choose(lambda settings: item_knn(train, size, settings), KNN_GRID, valued))
-    say("EASE")
-    yield Fitted("ease", *choose(lambda value: ease(train, size, value), EASE_GRID[data.level], valued))
-    say("TIFU-kNN")
-    yield Fitted("tifu_knn", *choose(lambda settings: TifuKnn(train, size, settings), TIFU_GRID, valued))
-    if data.level == "leaf":
+    def sasrec() -> Fitted:
         settings = SasrecSettings()
-        yield Fitted("sasrec", train_sasrec(train, size, settings, valued, say), settings)
+        return Fitted(train_sasrec(train, size, settings, valued, report), settings)
+
+    leaves_or_categories = (KNN_GRID, EASE_GRID, HALF_LIFE_GRID, TIFU_GRID)
+    knn, regularisations, half_lives, tifu = PRODUCT_GRIDS if data.level == "product" else leaves_or_categories
+    fits: dict[str, Callable[[], Fitted]] = {
+        "popularity": lambda: Fitted(Popularity(counts, None)),
+        "popularity_28d": lambda: Fitted(Popularity(counts, RECENT_DAYS)),
+        "own_frequency": lambda: Fitted(Own(counts, None)),
+        "own_recency": chosen(lambda half_life: Own(counts, half_life), half_lives),
+        "item_knn": chosen(lambda settings: item_knn(train, size, settings), knn),
+        "ease": chosen(lambda value: ease(train, size, value), regularisations),
+        "tifu_knn": chosen(lambda settings: TifuKnn(train, size, settings), tifu),
+    }
+    return fits | ({"sasrec": sasrec} if data.level == "leaf" else {})
 
 
 @dataclass(frozen=True)
@@ -220,12 +226,31 @@ class AtLevel:
         return np.where(np.isfinite(scores) & (share > 0), scores, -np.inf)
 
 
-def categories_of_leaves(dataset: Dataset, leaves: LevelData, categories: LevelData) -> Ids:
-    """The category of each leaf; where a leaf hangs under several, the first by name."""
-    pairs = dataset.items.select(leaf=ENTITY["leaf"], category=ENTITY["category"]).unique().sort("leaf", "category")
-    first = dict(pairs.unique("leaf", keep="first", maintain_order=True).iter_rows())
+@dataclass(frozen=True)
+class Combined:
+    """Both channels: the leaves of the tags, of the towers and of the household's own purchases, by the one ranker."""
+
+    dataset: Dataset
+    index: TowerIndex
+    ranker: Ranker
+    tagged: Mapping[tuple[str, datetime], Sequence[str]]
+    """Leaves that final tags name, by household and moment."""
+    leaves: Sequence[str]
+
+    def score(self, seen: Situation) -> Scores:
+        """See `Recommender`; -inf for what no channel proposes."""
+        tagged = self.tagged[seen.user_id, seen.as_of]
+        towers = leaf_scores(self.index, self.dataset, seen.user_id, seen.as_of)
+        table = read_leaf_table(self.dataset, seen.user_id, seen.as_of, towers)
+        chances = dict(zip(table.leaves, self.ranker.probabilities(table, tagged).tolist(), strict=True))
+        proposed = candidates(table, tagged, towers)
+        return np.array([chances[leaf] if leaf in proposed else -np.inf for leaf in self.leaves])
+
+
+def categories_of_leaves(dataset: Dataset, categories: LevelData) -> Ids:
+    """The category of each leaf; of one that hangs under several, that of its commonest path."""
     number = {name: row for row, name in enumerate(categories.entities)}
-    return np.array([number[first[leaf]] for leaf in leaves.entities], dtype=np.int64)
+    return np.array([number[(path[:1] + path)[-2]] for path in leaf_paths(dataset)], dtype=np.int64)
 
 
 def _first(scores: Scores) -> Ids:

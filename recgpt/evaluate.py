@@ -14,6 +14,7 @@ from rich.table import Table
 
 from agents.context import Context
 from eval.metrics import Estimate
+from eval.offline import figures, list_classical, open_evaluation, write_metrics
 from eval.splits import VALIDATION_BASKET, basket_cases
 from eval.tags import TagRun, compare_arms, read_own_runs, read_runs, run_cases
 from recgpt.console import console, progress_bar, reporting, say
@@ -66,6 +67,23 @@ def tags(
     say(f"{len(cases)} households in {out}; `recgpt eval compare {out}` shows the figures")
 
 
+def retrieval(
+    out: Annotated[Path, typer.Option(help="directory of the results; goes on with what is there")] = Path(
+        "runs/eval/offline"
+    ),
+    users: Annotated[int, typer.Option(min=1, help="the first so many evaluation households")] = 500,
+    everyone: Annotated[bool, typer.Option("--all", help="every household")] = False,
+    dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
+) -> None:
+    """Fit the recommenders that read no text, and measure what they list before households' last baskets."""
+    with reporting("reading purchases") as step:
+        run = open_evaluation(open_dataset(dataset), out, None if everyone else users)
+        list_classical(run, step)
+        step("measuring")
+        write_metrics(out / "metrics.json", figures(run))
+    say(f"figures: {out / 'metrics.json'}")
+
+
 def compare(
     files: Annotated[list[Path], typer.Argument(help="outputs of `recgpt eval tags`, one an arm")],
     dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
@@ -76,18 +94,18 @@ def compare(
     embedder = open_embedder(Context(dataset=dataset).embedding_model)
     with reporting("measuring") as step:
         step("measuring")
-        figures = compare_arms(arms, open_dataset(dataset), embedder)
-    rows = list(dict.fromkeys(key for arm in figures.values() for key in arm))
+        compared = compare_arms(arms, open_dataset(dataset), embedder)
+    rows = list(dict.fromkeys(key for arm in compared.values() for key in arm))
     table = Table(title="mean [95 % interval] over households", title_justify="left")
     table.add_column("figure")
-    for name in figures:
+    for name in compared:
         table.add_column(name, justify="right")
     for key in rows:
-        table.add_row(key, *(_cell(arm.get(key)) for arm in figures.values()))
+        table.add_row(key, *(_cell(arm.get(key)) for arm in compared.values()))
     console.print(table)
     if out:
         metrics = {
-            f"tags.{arm}.{key}": asdict(value) for arm, values in figures.items() for key, value in values.items()
+            f"tags.{arm}.{key}": asdict(value) for arm, values in compared.items() for key, value in values.items()
         }
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

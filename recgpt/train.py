@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
-from recgpt.console import say
+from eval.tags import read_runs
+from recgpt.console import reporting, say
+from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
 from tools.models import BASE_MODEL
+from tools.towers import TOWERS
 from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
+from training.ranker import RankerRecipe, train_ranker
 from training.sft import RECIPES, TUNED_AGENTS, train
+from training.towers import TowerRecipe, train_towers
 
 
 def data(
@@ -28,6 +33,30 @@ def data(
     settings = Settings(seed=seed, cuts_per_user=cuts, experts=experts)
     card = write_training_data(dataset, out, settings, load_mixture(mixture), users, say)
     say(f"{out}/examples.parquet: {card['households']} households, {card['examples']}")
+
+
+def towers(
+    dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
+    embedding_model: Annotated[str, typer.Option(help="of titles and tags")] = PACKAGED_MODEL,
+    out: Annotated[Path, typer.Option(help="weights and card")] = Path("runs/train/towers"),
+) -> None:
+    """Train user, item and tag towers on what households bought next."""
+    card = train_towers(dataset, embedding_model, out, TowerRecipe(), say)
+    say(f"{out}: epoch {card['epoch']}, validation {card['validation']}")
+
+
+def ranker(
+    dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
+    embedding_model: Annotated[str, typer.Option(help="that of the towers")] = PACKAGED_MODEL,
+    towers: Annotated[Path, typer.Option(help="trained towers")] = TOWERS,
+    tags: Annotated[Path | None, typer.Option(help="output of `recgpt eval tags`: what a tag is worth")] = None,
+    out: Annotated[Path, typer.Option(help="weights and card")] = Path("runs/train/ranker"),
+) -> None:
+    """Train the ranker of both channels on what households bought next."""
+    runs = read_runs(tags) if tags else []
+    with reporting("training the ranker") as step:
+        card = train_ranker(dataset, embedding_model, towers, out, RankerRecipe(), runs, step)
+    say(f"{out}: {card['examples']:,} examples, tags {card['tag_bonus_on_validation']}")
 
 
 def sft(

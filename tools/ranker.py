@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,8 +47,14 @@ FEATURES = (
 )
 """Columns of `LeafTable.features`; counts and days as log(1 + x)."""
 DEMAND_DAYS = (3, 7, 28)
+TOWER_LEAVES = 100
+"""Leaves that the towers propose."""
 LONGEST_OVERDUE = 4.0
 """A leaf that was skipped four times in a row is no longer due."""
+
+
+Source = Literal["cognitive", "habit", "towers"]
+"""The channel of a candidate: the agents' tags; and of the utility channel, own purchases or the towers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +108,19 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     ]
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
     return LeafTable(near.leaves, near.row, bought > 0, features)
+
+
+def candidates(table: LeafTable, tagged: Sequence[str], towers: Mapping[str, float]) -> dict[str, Source]:
+    """What the channels propose, each leaf with the first that does: tags, own purchases, the towers."""
+    near = sorted((leaf for leaf in towers if leaf in table.row), key=lambda leaf: -towers[leaf])[:TOWER_LEAVES]
+    own = [leaf for leaf, bought in zip(table.leaves, table.bought, strict=True) if bought]
+    found: dict[str, Source] = {}
+    proposals: tuple[tuple[Source, Sequence[str]], ...] = (("cognitive", tagged), ("habit", own), ("towers", near))
+    for source, leaves in proposals:
+        for leaf in leaves:
+            if leaf in table.row:
+                found.setdefault(leaf, source)
+    return found
 
 
 class Network(nn.Module):

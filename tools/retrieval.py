@@ -81,7 +81,7 @@ class CatalogIndex:
 @load_once(maxsize=4)
 def open_index(dataset: Dataset, embedder: Embedder) -> CatalogIndex:
     """The index of a data set. Its vectors are computed once and kept in `DIR/index`, keyed by content and embedder."""
-    titles, leaves = _titles(dataset), _leaf_paths(dataset)
+    titles, leaves = _titles(dataset), leaf_paths(dataset)
     title_vectors, leaf_vectors = embed_catalog(dataset, embedder)
     return CatalogIndex(dataset, embedder, titles, leaves, _flat(title_vectors), _flat(leaf_vectors))
 
@@ -91,7 +91,7 @@ def embed_catalog(
 ) -> tuple[Embeddings, Embeddings]:
     """The vectors of titles and leaf names, from `DIR/index` or computed now; `report` tells how that gets on."""
     directory = dataset.directory / "index"
-    leaf_names = [path[-1] for path in _leaf_paths(dataset)]
+    leaf_names = [path[-1] for path in leaf_paths(dataset)]
     return (
         _stored_vectors(directory, "titles", _titles(dataset), embedder, report),
         _stored_vectors(directory, "leaves", leaf_names, embedder, report),
@@ -102,7 +102,7 @@ def _titles(dataset: Dataset) -> list[str]:
     return dataset.items["title"].unique().sort().to_list()
 
 
-def _leaf_paths(dataset: Dataset) -> list[list[str]]:
+def leaf_paths(dataset: Dataset) -> list[list[str]]:
     """One path a leaf name: a name may hang under several departments, and its commonest path stands for it."""
     return (
         dataset.items.group_by(pl.col("category").list.last().alias("leaf"), "category")

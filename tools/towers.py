@@ -28,6 +28,8 @@ from tools.loading import load_once
 from tools.purchases import purchases_before
 from tools.retrieval import embed_catalog
 
+TOWERS = Path(__file__).parent.parent / "training" / "weights" / "towers"
+"""The trained towers that come with the project."""
 WEIGHTS = "towers.safetensors"
 CARD = "card.json"
 AGE_BUCKETS = 12

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,14 @@ from eval.retrieval import (
 )
 from eval.splits import TRAIN_END, WEEK_DAYS, WEEKS, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
+from tools.embedding import Embeddings
 from tools.errors import OutputError
 from tools.towers import leaf_of_titles
 
 KS = (10, 30)
+OURS = "v2_combined"
+CHANNELS = {"cognitive": "v2_cognitive", "habit": "own_recency", "towers": "towers"}
+"""The model that lists what each channel proposes."""
 Report = Callable[[str], None]
 
 
@@ -43,15 +47,14 @@ class Evaluation:
     dataset: Dataset
     out: Path
     users: int | None
-    """How many of the evaluation households; None for all."""
+    """How many of the evaluation households the models are compared on; None for all."""
     levels: Mapping[Level, LevelData]
 
-    def cases(self, split: str, users: int | None = None) -> list[Case]:
-        """The households of a split, at most `users` of them."""
-        wanted = self.users if users is None else users
+    def cases(self, split: str, users: int | None) -> list[Case]:
+        """The first `users` households of a split; None for all."""
         if split == "test":
-            return evaluation_cases(self.dataset, wanted)
-        return week_cases(self.dataset, WEEKS[split], wanted)
+            return evaluation_cases(self.dataset, users)
+        return week_cases(self.dataset, WEEKS[split], users)
 
     def questions(self, split: str, level: Level, cases: Sequence[Case]) -> list[Question]:
         """The cases as questions at a level."""
@@ -77,7 +80,6 @@ def open_evaluation(dataset: Dataset, out: Path, users: int | None) -> Evaluatio
         "dataset": dataset.info.name,
         "events": dataset.events_before(dataset.last_event).height + 1,
         "train_end": TRAIN_END.isoformat(),
-        "users": users,
         "depth": DEPTH,
     }
     path = out / "run.json"
@@ -93,7 +95,11 @@ def open_evaluation(dataset: Dataset, out: Path, users: int | None) -> Evaluatio
 
 
 def list_classical(run: Evaluation, report: Report) -> None:
-    """Fit and ask every classical recommender whose lists are not there yet: all levels, and leaves in the weeks."""
+    """Fit every classical recommender whose lists are not there yet, and ask it about all households.
+
+    At every level before their last basket, and about leaves at the start of the weeks.
+    """
+    everyone = run.cases("test", None)
     for level in LEVELS:
         for name, fit in classical(run.dataset, run.levels[level], report).items():
             if has_lists(run, name, "test", level):
@@ -103,18 +109,16 @@ def list_classical(run: Evaluation, report: Report) -> None:
             _note_settings(run, name, level, fitted.settings)
             if level == "leaf":
                 for week in WEEKS:
-                    keep_lists(run, name, week, level, fitted.model)
+                    keep_lists(run, name, week, level, fitted.model, run.cases(week, None))
                 if name == "sasrec":
                     for other in LEVELS[1:]:
-                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other))
-            keep_lists(run, name, "test", level, fitted.model)
+                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other), everyone)
+            keep_lists(run, name, "test", level, fitted.model, everyone)
 
 
-def keep_lists(
-    run: Evaluation, name: str, split: str, level: Level, model: Recommender, cases: Sequence[Case] | None = None
-) -> None:
-    """Ask a model about the cases of a split, and write what it lists."""
-    asked = run.questions(split, level, run.cases(split) if cases is None else cases)
+def keep_lists(run: Evaluation, name: str, split: str, level: Level, model: Recommender, cases: Sequence[Case]) -> None:
+    """Ask a model about the cases, the first of a split, and write what it lists."""
+    asked = run.questions(split, level, cases)
     ranking = rank(model, run.levels[level], asked)
     path = _path(run, name, split, level)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +133,20 @@ def has_lists(run: Evaluation, name: str, split: str, level: Level) -> bool:
     return _path(run, name, split, level).exists()
 
 
-def read_lists(run: Evaluation, name: str, split: str, level: Level) -> tuple[list[str], Ranking]:
-    """The households that a model was asked about, and its lists."""
-    with np.load(_path(run, name, split, level)) as kept:
-        return kept["users"].tolist(), Ranking(kept["all"], kept["new"])
+def read_lists(run: Evaluation, name: str, split: str, level: Level, cases: Sequence[Case]) -> Ranking | None:
+    """What a model lists for the first cases of a split; None if it was not asked about all of them.
+
+    Raises:
+        OutputError: it was asked about other households.
+    """
+    path = _path(run, name, split, level)
+    with np.load(path) as kept:
+        users = kept["users"].tolist()
+        if len(users) < len(cases):
+            return None
+        if users[: len(cases)] != [case.user_id for case in cases]:
+            raise OutputError(f"{path} is about other households; remove it and run the same again")
+        return Ranking(kept["all"][: len(cases)], kept["new"][: len(cases)])
 
 
 def listed_models(run: Evaluation, split: str, level: Level) -> list[str]:
@@ -142,8 +156,56 @@ def listed_models(run: Evaluation, split: str, level: Level) -> list[str]:
 
 
 def figures(run: Evaluation) -> dict[str, Estimate]:
-    """Every figure that follows from the lists, by its key in `metrics.json`."""
-    return {**_of_levels(run), **_of_weeks(run), **_of_channels(run)}
+    """Every figure that follows from the lists, by its key in `metrics.json`.
+
+    `models` are of the run's households, `everyone` of all of them, for the models that were asked about all.
+    """
+    compared = run.cases("test", run.users)
+    return {
+        **_of_levels(run, compared, "models"),
+        **_of_levels(run, run.cases("test", None), "everyone"),
+        **_gains(run, compared),
+        **_of_weeks(run),
+        **_of_channels(run, compared),
+    }
+
+
+def list_figures(run: Evaluation, leaf_vectors: Embeddings) -> dict[str, Estimate]:
+    """What the lists of 30 leaves are like: how unlike their entries are, and how many are of a new category.
+
+    Args:
+        run: the evaluation.
+        leaf_vectors: unit vectors of the leaves' names, (leaves, d).
+
+    Returns:
+        `lists.<model>.diversity`: mean of 1 - cosine over pairs of leaves; `lists.<model>.ner`: share of leaves whose
+        category the household never bought from (novelty exposure rate).
+    """
+    cases = run.cases("test", run.users)
+    category_of = categories_of_leaves(run.dataset, run.levels["category"])
+    asked = run.questions("test", "leaf", cases)
+    values = {}
+    for name in listed_models(run, "test", "leaf"):
+        if ranking := read_lists(run, name, "test", "leaf", cases):
+            shown = [listed[listed >= 0] for listed in ranking.all]
+            values[f"lists.{name}.diversity"] = estimate(
+                [_diversity(leaf_vectors[listed]) for listed in shown if len(listed) > 1]
+            )
+            values[f"lists.{name}.ner"] = estimate(
+                [
+                    float((~np.isin(category_of[listed], category_of[question.bought])).mean())
+                    for question, listed in zip(asked, shown, strict=True)
+                    if len(listed)
+                ]
+            )
+    return values
+
+
+def _diversity(vectors: Embeddings) -> float:
+    """Mean of 1 - cosine over all pairs of unit vectors (n, d)."""
+    count = len(vectors)
+    total = float(np.square(vectors.sum(axis=0)).sum())  # all ordered pairs, and n ones of each with itself
+    return 1 - (total - count) / (count * (count - 1))
 
 
 def write_metrics(path: Path, values: Mapping[str, Estimate]) -> None:
@@ -155,50 +217,68 @@ def write_metrics(path: Path, values: Mapping[str, Estimate]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _of_levels(run: Evaluation) -> dict[str, Estimate]:
-    """HR of each model, and by how much the combined system differs from each."""
+def _of_levels(run: Evaluation, cases: Sequence[Case], prefix: str) -> dict[str, Estimate]:
+    """HR of each model that was asked about these cases."""
     values: dict[str, Estimate] = {}
-    cases = run.cases("test")
     for level in LEVELS:
         asked = run.questions("test", level, cases)
-        rates: dict[tuple[str, str, int], list[float | None]] = {}
         for name in listed_models(run, "test", level):
-            _, ranking = read_lists(run, name, "test", level)
-            for kind, k in ((kind, k) for kind in ("all", "new") for k in KS):
-                rates[name, kind, k] = hit_rates(ranking, asked, k, kind == "new")
-                values[f"models.{name}.{level}.{kind}.hr@{k}"] = estimate(_known(rates[name, kind, k]))
-        for (name, kind, k), other in rates.items():
-            if name != "v2_combined" and ("v2_combined", kind, k) in rates:
-                pairs = zip(rates["v2_combined", kind, k], other, strict=True)
-                gains = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-                values[f"paired.v2_combined-{name}.{level}.{kind}.hr@{k}"] = estimate(gains)
+            if ranking := read_lists(run, name, "test", level, cases):
+                for kind, k in product(("all", "new"), KS):
+                    rates = hit_rates(ranking, asked, k, kind == "new")
+                    values[f"{prefix}.{name}.{level}.{kind}.hr@{k}"] = estimate(_known(rates))
+    return values
+
+
+def _gains(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
+    """By how much the combined system hits more than each other model, household by household: leaves, HR@30."""
+    asked = run.questions("test", "leaf", cases)
+    rates = {
+        (name, kind): hit_rates(ranking, asked, DEPTH, kind == "new")
+        for name in listed_models(run, "test", "leaf")
+        if (ranking := read_lists(run, name, "test", "leaf", cases))
+        for kind in ("all", "new")
+    }
+    values = {}
+    for (name, kind), theirs in rates.items():
+        if name != OURS and (OURS, kind) in rates:
+            pairs = zip(rates[OURS, kind], theirs, strict=True)
+            gains = [ours - other for ours, other in pairs if ours is not None and other is not None]
+            values[f"gain.{name}.leaf.{kind}.hr@{DEPTH}"] = estimate(gains)
     return values
 
 
 def _of_weeks(run: Evaluation) -> dict[str, Estimate]:
-    """HR@30 of new leaves in each week; agents may have been asked about the first households only."""
+    """HR@30 of new leaves in each week: on the households that all models were asked about, and on everyone."""
     values = {}
     for week in WEEKS:
-        for name in listed_models(run, week, "leaf"):
-            users, ranking = read_lists(run, name, week, "leaf")
-            asked = run.questions(week, "leaf", run.cases(week)[: len(users)])
-            values[f"weeks.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(
-                _known(hit_rates(ranking, asked, DEPTH, True))
-            )
+        names = listed_models(run, week, "leaf")
+        shared = min((_asked_about(run, name, week) for name in names), default=0)
+        for prefix, cases in (("weeks", run.cases(week, shared)), ("everyone", run.cases(week, None))):
+            asked = run.questions(week, "leaf", cases)
+            for name in names:
+                if ranking := read_lists(run, name, week, "leaf", cases):
+                    rates = hit_rates(ranking, asked, DEPTH, new=True)
+                    values[f"{prefix}.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(_known(rates))
     return values
 
 
-CHANNELS = {"cognitive": "v2_cognitive", "habit": "own_recency", "towers": "towers"}
-"""Each channel's own list."""
+def _asked_about(run: Evaluation, name: str, split: str) -> int:
+    with np.load(_path(run, name, split, "leaf")) as kept:
+        return len(kept["users"])
 
 
-def _of_channels(run: Evaluation) -> dict[str, Estimate]:
-    """Share of the basket that a channel's first 30 leaves have and no other channel's."""
-    there = [name for name in CHANNELS.values() if has_lists(run, name, "test", "leaf")]
-    if len(there) < len(CHANNELS):
+def _of_channels(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
+    """Share of the basket that a channel's first 30 leaves have and no other channel's; and how far two overlap."""
+    there = listed_models(run, "test", "leaf")
+    lists = {
+        channel: ranking.all
+        for channel, name in CHANNELS.items()
+        if name in there and (ranking := read_lists(run, name, "test", "leaf", cases))
+    }
+    if len(lists) < len(CHANNELS):
         return {}
-    asked = run.questions("test", "leaf", run.cases("test"))
-    lists = {channel: read_lists(run, name, "test", "leaf")[1].all for channel, name in CHANNELS.items()}
+    asked = run.questions("test", "leaf", cases)
     values = {}
     for channel, own in lists.items():
         others = np.concatenate([listed for other, listed in lists.items() if other != channel], axis=1)
@@ -208,9 +288,8 @@ def _of_channels(run: Evaluation) -> dict[str, Estimate]:
         ]
         values[f"channels.{channel}.exclusive_recall"] = estimate(shares)
     for first, second in combinations(CHANNELS, 2):
-        overlaps = [
-            len(np.intersect1d(a[a >= 0], b[b >= 0])) / DEPTH for a, b in zip(lists[first], lists[second], strict=True)
-        ]
+        pairs = zip(lists[first], lists[second], strict=True)
+        overlaps = [len(np.intersect1d(a[a >= 0], b[b >= 0])) / DEPTH for a, b in pairs]
         values[f"channels.{first}+{second}.overlap"] = estimate(overlaps)
     return values
 

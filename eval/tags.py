@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel, ConfigDict
 
 from agents.arbiter import in_turn
 from agents.context import Context
 from agents.schemas import CallRecord, Failure, Persona, ProposedTag, Request, Tag
+from agents.state import IntentState
 from eval.metrics import Estimate, estimate, hit_rate_at_k
 from eval.splits import Case
 from graphs.intent import graph
@@ -64,8 +66,14 @@ def settings_of(context: Context) -> dict[str, Any]:
     return context.model_dump(mode="json", exclude_defaults=True, exclude={"base_url", "answers"})
 
 
-async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None]) -> None:
-    """Run the intent graph for each case, `concurrency` at a time; `write` gets each run when it is there.
+Tagger = CompiledStateGraph[IntentState, Context, Request, Any]
+"""What makes tags of a request: the graph `intent`, or the baseline's `routes`."""
+
+
+async def run_cases(
+    context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None], tagger: Tagger = graph
+) -> None:
+    """Run a graph for each case, `concurrency` at a time; `write` gets each run when it is there.
 
     Raises:
         ServerUnreachableError: the server is gone; what is finished is written, the rest is cancelled.
@@ -74,7 +82,7 @@ async def run_cases(context: Context, cases: Sequence[Case], concurrency: int, w
 
     async def run(case: Case) -> None:
         async with slots:
-            state = await graph.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
+            state = await tagger.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
         for failure in state.get("failures", []):
             if failure.kind == "server_unreachable":
                 raise ServerUnreachableError(f"{failure.reason}. Finished households are kept: run the same again")
@@ -165,7 +173,7 @@ def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Fig
     `new_share`: proposed tags for leaves never bought; `agreement`: personas whose name is nearer to their evidence
     than to the household's other history lines (mean cosine of leaf names).
     """
-    nearest = _nearest_leaves(runs, dataset, embedder)
+    nearest = nearest_leaves(runs, dataset, embedder)
     ranked = ranked_leaves(runs, dataset, embedder)
     names = {tag_text(path[-1]) for path in open_index(dataset, embedder).leaves}
     figures: dict[str, list[float]] = {}
@@ -190,7 +198,7 @@ def measure(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> Fig
 
 def ranked_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> list[list[str]]:
     """The leaves that the tags of each run name, in their order; of an arbiter's picks first."""
-    nearest = _nearest_leaves(runs, dataset, embedder)
+    nearest = nearest_leaves(runs, dataset, embedder)
     return [[nearest[tag.casefold()][0] for tag in _tags_in_order(run)] for run in runs]
 
 
@@ -215,7 +223,7 @@ def _tags_in_order(run: TagRun) -> list[str]:
     return list(dict.fromkeys([*picked, *in_turn(experts)]))
 
 
-def _nearest_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> dict[str, tuple[str, float]]:
+def nearest_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) -> dict[str, tuple[str, float]]:
     """The nearest leaf of each tag and its cosine (`tag2cat` of section 5), by the tag in lower case."""
     tags = sorted({tag.casefold() for run in runs for tag in _tags_in_order(run)})
     if not tags:

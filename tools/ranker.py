@@ -24,6 +24,8 @@ from tools.errors import ModelFilesError
 from tools.loading import load_once
 from tools.purchases import Neighbours, Scores, buyers, neighbours, own_leaves, row_of
 
+RANKER = Path(__file__).parent.parent / "training" / "weights" / "ranker"
+"""The trained ranker that comes with the project."""
 WEIGHTS = "ranker.safetensors"
 CARD = "card.json"
 HIDDEN = 32

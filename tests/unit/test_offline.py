@@ -60,11 +60,13 @@ def test_a_week_holds_what_was_bought_in_it(journey: Dataset) -> None:
 def test_an_oracle_hits_everything_and_its_lists_are_kept(run: Evaluation) -> None:
     assert not has_lists(run, "oracle", "test", "leaf")
     for level in LEVELS:
-        keep_lists(run, "oracle", "test", level, run.at_level(Oracle(run), level))
+        keep_lists(run, "oracle", "test", level, run.at_level(Oracle(run), level), run.cases("test", USERS))
     assert has_lists(run, "oracle", "test", "leaf")
-    users, ranking = read_lists(run, "oracle", "test", "leaf")
-    assert users == [case.user_id for case in run.cases("test")]
-    assert ranking.all.shape == (USERS, 30)
+    ranking = read_lists(run, "oracle", "test", "leaf", run.cases("test", 4))
+    assert ranking is not None and ranking.all.shape == (4, 30)
+    assert read_lists(run, "oracle", "test", "leaf", run.cases("test", USERS + 1)) is None
+    with pytest.raises(OutputError, match="other households"):
+        read_lists(run, "oracle", "test", "leaf", run.cases("test", 2)[::-1])
     values = figures(run)
     assert values["models.oracle.leaf.all.hr@30"].mean > 0.9  # a basket may have more than 30 leaves
     assert values["models.oracle.category.all.hr@30"].mean > 0.8  # and some hang under several categories
@@ -78,15 +80,15 @@ def test_figures_are_written_with_their_interval(run: Evaluation, tmp_path: Path
     assert document["a"] == {"n": 1, "mean": 0.5, "low": 0.5, "high": 0.5}
 
 
-def test_results_of_another_run_are_not_mixed_in(run: Evaluation, journey: Dataset) -> None:
-    assert open_evaluation(journey, run.out, USERS).users == USERS
-    with pytest.raises(OutputError, match=r"another run \(users differ\)"):
-        open_evaluation(journey, run.out, USERS + 1)
+def test_results_of_another_run_are_not_mixed_in(run: Evaluation, journey: Dataset, small: Dataset) -> None:
+    assert open_evaluation(journey, run.out, 2).users == 2
+    with pytest.raises(OutputError, match=r"another run \(dataset, events differ\)"):
+        open_evaluation(small, run.out, 2)
 
 
 def test_listed_leaves_score_by_their_place(run: Evaluation) -> None:
     data: LevelData = run.levels["leaf"]
-    case = run.cases("test")[0]
+    case = run.cases("test", 1)[0]
     names = data.entities[5], data.entities[2]
     listed = Listed({(case.user_id, case.as_of): [*names, names[0]]}, {name: n for n, name in enumerate(data.entities)})
     ranking = rank(listed, data, run.questions("test", "leaf", [case]))
@@ -95,7 +97,7 @@ def test_listed_leaves_score_by_their_place(run: Evaluation) -> None:
 
 def test_a_product_shares_its_leaf_by_own_purchases_first(run: Evaluation) -> None:
     leaves, products = run.levels["leaf"], run.levels["product"]
-    case = run.cases("test")[0]
+    case = run.cases("test", 1)[0]
     own = products.households[case.user_id].before(case.as_of)
     titles, counts = np.unique(np.concatenate(own.contents), return_counts=True)
     favourite = int(titles[counts.argmax()])

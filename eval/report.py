@@ -1,0 +1,171 @@
+"""The page of an offline evaluation: plots and tables of its figures, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from eval.metrics import Estimate
+from eval.splits import WEEKS
+
+MODELS = (
+    "popularity",
+    "popularity_28d",
+    "own_frequency",
+    "own_recency",
+    "item_knn",
+    "ease",
+    "tifu_knn",
+    "sasrec",
+    "towers",
+    "v1",
+    "v2_cognitive",
+    "v2_combined",
+)
+OURS = ("v1", "v2_cognitive", "v2_combined")
+COLUMNS = (
+    ("leaf", "all", 10),
+    ("leaf", "all", 30),
+    ("leaf", "new", 30),
+    ("category", "all", 10),
+    ("category", "all", 30),
+    ("category", "new", 30),
+    ("product", "all", 10),
+    ("product", "all", 30),
+)
+"""Of the tables: level, which targets, k."""
+BLUE, GREY, GREEN = "#2457c5", "#9aa3b2", "#1b7f4d"
+
+Tokens = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Prompt and completion tokens a household, by system and agent."""
+
+mpl.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recgpt"})
+
+
+def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: Tokens) -> None:
+    """Write the page.
+
+    Args:
+        path: of the HTML file.
+        values: figures by their key in `metrics.json`.
+        tokens: what V1 and V2 cost.
+    """
+    environment = Environment(
+        loader=PackageLoader("eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = {
+        "HR@30 of leaf categories, by model": hit_rate_plot(values),
+        "HR@30 of new leaves in the weeks of a season": week_plot(values),
+        "Tokens a household until its tags are there": token_plot(tokens),
+        "What each channel alone finds, and how far two list the same": channel_plot(values),
+    }
+    page = environment.get_template("report.html.j2").render(
+        plots={title: Markup(svg) for title, svg in plots.items() if svg},
+        compared=table(values, "models"),
+        everyone=table(values, "everyone"),
+        columns=[f"{level} {kind} @{k}" for level, kind, k in COLUMNS],
+        gains=_gains(values, "all"),
+        new_gains=_gains(values, "new"),
+        others={key: value for key, value in values.items() if key.startswith(("cost.", "routes.", "lists."))},
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def table(values: Mapping[str, Estimate], prefix: str) -> dict[str, list[Estimate | None]]:
+    """A row a model, a cell for each of `COLUMNS`."""
+    rows = {
+        name: [values.get(f"{prefix}.{name}.{level}.{kind}.hr@{k}") for level, kind, k in COLUMNS] for name in MODELS
+    }
+    return {name: row for name, row in rows.items() if any(row)}
+
+
+def _gains(values: Mapping[str, Estimate], kind: str) -> dict[str, Estimate]:
+    """The combined system's gain over each model."""
+    found = {name: values.get(f"gain.{name}.leaf.{kind}.hr@30") for name in MODELS}
+    return {name: value for name, value in found.items() if value}
+
+
+def hit_rate_plot(values: Mapping[str, Estimate]) -> str:
+    """A panel for all and one for new leaves, a bar a model with its interval."""
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("all", "new"), strict=True):
+        found = {name: value for name in MODELS if (value := values.get(f"models.{name}.leaf.{kind}.hr@30"))}
+        _bars(axes, found)
+        axes.set_title(f"{kind} leaves")
+    return _svg(figure)
+
+
+def week_plot(values: Mapping[str, Estimate]) -> str:
+    """A panel a week."""
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+    there = False
+    for axes, week in zip(figure.subplots(1, len(WEEKS), sharey=True, sharex=True), WEEKS, strict=True):
+        found = {name: value for name in MODELS if (value := values.get(f"weeks.{week}.{name}.leaf.new.hr@30"))}
+        there = there or bool(found)
+        _bars(axes, found)
+        axes.set_title(week)
+    return _svg(figure) if there else ""
+
+
+def token_plot(tokens: Tokens) -> str:
+    """A stacked bar a system: prompt and completion tokens of each agent."""
+    if not any(tokens.values()):
+        return ""
+    figure = Figure(figsize=(9.5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    shades = mpl.colormaps["tab20"]
+    parts = [(agent, part) for agent in dict.fromkeys(a for own in tokens.values() for a in own) for part in (0, 1)]
+    for number, (agent, part) in enumerate(parts):
+        widths = [own.get(agent, (0.0, 0.0))[part] for own in tokens.values()]
+        before = [sum(own.get(other, (0.0, 0.0))[side] for other, side in parts[:number]) for own in tokens.values()]
+        label = f"{agent}, {('prompts', 'answers')[part]}"
+        axes.barh(list(tokens), widths, left=before, color=shades(number % 20), label=label)
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def channel_plot(values: Mapping[str, Estimate]) -> str:
+    """Exclusive recall of the channels, and the overlap of each two."""
+    alone = {key.split(".")[1]: value for key, value in values.items() if key.endswith(".exclusive_recall")}
+    overlap = {key.split(".")[1]: value for key, value in values.items() if key.endswith(".overlap")}
+    if not alone:
+        return ""
+    figure = Figure(figsize=(9.5, 2.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _bars(left, alone)
+    left.set_title("share of the basket that only this channel's 30 leaves hold")
+    _bars(right, overlap)
+    right.set_title("share of 30 leaves that both list")
+    return _svg(figure)
+
+
+def _bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate]) -> None:
+    names: Sequence[str] = list(found)[::-1]
+    means = [found[name].mean for name in names]
+    errors = [
+        [found[name].mean - found[name].low for name in names],
+        [found[name].high - found[name].mean for name in names],
+    ]
+    colours = [GREEN if name == "v2_combined" else BLUE if name in OURS else GREY for name in names]
+    axes.barh(names, means, xerr=errors, color=colours, error_kw={"lw": 1, "capsize": 2})
+    for row, mean in enumerate(means):
+        axes.annotate(f"{mean:.3f}", (0, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -34,7 +34,7 @@ from eval.splits import SEED, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
 from tools.ranker import Ranker, candidates, read_leaf_table
 from tools.retrieval import leaf_paths
-from tools.towers import TowerIndex, leaf_scores
+from tools.towers import TowerIndex, tower_scores
 
 DEPTH = 30
 VALIDATION_USERS = 500
@@ -172,7 +172,7 @@ class TowerRecommender:
 
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`."""
-        found = leaf_scores(self.index, self.dataset, seen.user_id, seen.as_of)
+        found = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
         return np.array([found.get(leaf, -np.inf) for leaf in self.leaves])
 
 
@@ -240,7 +240,7 @@ class Combined:
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`; -inf for what no channel proposes."""
         tagged = self.tagged[seen.user_id, seen.as_of]
-        towers = leaf_scores(self.index, self.dataset, seen.user_id, seen.as_of)
+        towers = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
         table = read_leaf_table(self.dataset, seen.user_id, seen.as_of, towers)
         chances = dict(zip(table.leaves, self.ranker.probabilities(table, tagged).tolist(), strict=True))
         proposed = candidates(table, tagged, towers)

@@ -78,7 +78,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         dataset: the data set.
         user_id: the household.
         as_of: the moment.
-        towers: score of each leaf by the towers; empty where there are none.
+        towers: scores of leaves by the towers; those without one get the lowest. Empty where there are no towers.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
     near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
@@ -92,6 +92,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     rhythm = (days > 2) & (every > 0)
     household_days = max(float(days.max(initial=0)), 1.0)
     recent = row_of(near, dict(own.select("leaf", own["weight"].sqrt()).iter_rows()))
+    lowest = min(towers.values(), default=0.0)
     columns = [
         bought,
         np.log1p(days),
@@ -106,7 +107,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         np.log1p(near.close(recent)),
         np.log1p(_by_category(near, weight)),
         np.full(len(near.leaves), np.log(household_days)),
-        _standardised(row_of(near, towers)),
+        _standardised(np.array([towers.get(leaf, lowest) for leaf in near.leaves], dtype=np.float32)),
     ]
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
     return LeafTable(near.leaves, near.row, bought > 0, features)

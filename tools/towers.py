@@ -32,6 +32,8 @@ TOWERS = Path(__file__).parent.parent / "training" / "weights" / "towers"
 """The trained towers that come with the project."""
 WEIGHTS = "towers.safetensors"
 CARD = "card.json"
+SEARCHED = 2000
+"""Titles that are looked up for a household."""
 AGE_BUCKETS = 12
 """Ages of purchases by powers of two: under a day, under two days, under four ..."""
 
@@ -101,6 +103,7 @@ class TowerIndex:
     towers: Towers
     texts: Embeddings
     """Embeddings of the titles, (n, text)."""
+    titles: Sequence[str]
     row: dict[str, int]
     """Of each title."""
     items: Embeddings
@@ -126,10 +129,6 @@ class TowerIndex:
             best[row] = max(score, best.get(row, score))
         return sorted(best.items(), key=lambda pair: -pair[1])[:count]
 
-    def score_all(self, interests: Embeddings) -> NDArray[np.float32]:
-        """Scores of every title, (n,)."""
-        return np.asarray((interests @ self.items.T).max(axis=0), dtype=np.float32)
-
 
 def build_index(towers: Towers, titles: Sequence[str], texts: Embeddings) -> TowerIndex:
     """Project all titles once."""
@@ -137,21 +136,35 @@ def build_index(towers: Towers, titles: Sequence[str], texts: Embeddings) -> Tow
         items: Embeddings = towers.eval().item(torch.from_numpy(texts)).numpy()
     index = faiss.IndexFlatIP(towers.shape.width)
     index.add(items)
-    return TowerIndex(towers, texts, {title: row for row, title in enumerate(titles)}, items, index)
+    return TowerIndex(towers, texts, titles, {title: row for row, title in enumerate(titles)}, items, index)
 
 
-def leaf_scores(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
-    """Each leaf by the best of its titles, for a household at a moment; empty without a purchase before that."""
+@dataclass(frozen=True)
+class TowerMatch:
+    """The best title of a leaf category for a household."""
+
+    title: str
+    score: float
+
+
+def leaf_matches(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, TowerMatch]:
+    """The leaves of the `SEARCHED` best titles for a household at a moment; none without a purchase before that."""
     bought = purchases_before(dataset, as_of, user_id)
     if bought.is_empty():
         return {}
     days = ((pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400).alias("days")
     history = bought.select("title", days)
-    of_titles = index.score_all(index.interests(history["title"].to_list(), history["days"].to_list()))
+    interests = index.interests(history["title"].to_list(), history["days"].to_list())
     leaves, leaf_of = leaf_of_titles(dataset)
-    best = np.full(len(leaves), -np.inf, dtype=np.float32)
-    np.maximum.at(best, leaf_of, of_titles)
-    return dict(zip(leaves, best.tolist(), strict=True))
+    found: dict[str, TowerMatch] = {}
+    for row, score in index.search(interests, SEARCHED):
+        found.setdefault(leaves[leaf_of[row]], TowerMatch(index.titles[row], score))
+    return found
+
+
+def tower_scores(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
+    """The scores of `leaf_matches`."""
+    return {leaf: match.score for leaf, match in leaf_matches(index, dataset, user_id, as_of).items()}
 
 
 @load_once(maxsize=4)

@@ -27,7 +27,7 @@ from eval.tags import TagRun, ranked_leaves
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import Embedder, open_embedder
 from tools.ranker import Network, Ranker, read_leaf_table, save_ranker
-from tools.towers import TowerIndex, leaf_scores, open_towers
+from tools.towers import TowerIndex, open_towers, tower_scores
 
 TAG_BONUSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -120,7 +120,7 @@ def read_rows(dataset: Dataset, index: TowerIndex, recipe: RankerRecipe, report:
     cuts = cut_points(read_level(dataset, "leaf"), recipe.baskets)
     parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
     for number, (user, as_of, target) in enumerate(cuts, 1):
-        table = read_leaf_table(dataset, user, as_of, leaf_scores(index, dataset, user, as_of))
+        table = read_leaf_table(dataset, user, as_of, tower_scores(index, dataset, user, as_of))
         labels = np.array([leaf in target for leaf in table.leaves], dtype=np.float32)
         certain = table.bought | (labels > 0)
         kept = certain | (rng.random(len(labels)) < recipe.keep_new)
@@ -162,7 +162,7 @@ def choose_tag_bonus(
     listed = ranked_leaves(runs, dataset, embedder)
     values: dict[str, float] = {}
     tables = [
-        read_leaf_table(dataset, run.user_id, run.as_of, leaf_scores(index, dataset, run.user_id, run.as_of))
+        read_leaf_table(dataset, run.user_id, run.as_of, tower_scores(index, dataset, run.user_id, run.as_of))
         for run in runs
     ]
     for bonus in TAG_BONUSES if runs else ():

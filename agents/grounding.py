@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from langgraph.errors import NodeError
@@ -33,6 +34,15 @@ async def record_grounding_failure(state: IntentState, error: NodeError) -> Comm
     """Without embeddings the tags stay as the model wrote them, without a category."""
     note = "tags have no category: no embeddings could be made"
     return Command(update={**failed("grounding", "household", error.error), "degraded": [note]})
+
+
+def tagged_leaves(tags: Sequence[Tag]) -> dict[str, Tag]:
+    """The leaf categories that final tags name, each with the first tag that names it, in their order."""
+    leaves: dict[str, Tag] = {}
+    for tag in tags:
+        if tag.category:
+            leaves.setdefault(tag.category[-1], tag)
+    return leaves
 
 
 def _ground(context: Context, tags: list[Tag]) -> IntentState:

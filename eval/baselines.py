@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import inv
 from scipy.sparse import csr_matrix
 
-from eval.baskets import Baskets, DailyCounts, Situation
+from eval.baskets import Baskets, DailyCounts, Situation, Training
 
 Scores = NDArray[np.float64]
 Settings = TypeVar("Settings")
@@ -56,7 +56,7 @@ class Own:
         for age, content in zip(seen.history.ages(seen.as_of), seen.history.contents, strict=True):
             scores[content] += 1.0 if self.half_life is None else 0.5 ** (age / self.half_life)
         popular = self.counts.before(seen.as_of, RECENT_DAYS)
-        return scores + 1e-6 * popular / max(int(popular.max()), 1)
+        return scores + 1e-12 * popular / max(int(popular.max()), 1)
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class KnnSettings:
     """Added to the denominator of the cosine: two shared households are no likeness yet."""
 
 
-def item_knn(train: Sequence[Baskets], entities: int, settings: KnnSettings) -> Linear:
-    """Cosine of two entities' households, the nearest of each entity kept (Sarwar et al. 2001)."""
+def item_knn(train: Training, entities: int, settings: KnnSettings) -> Linear:
+    """Cosine of two entities' households, the nearest of each entity kept (Deshpande and Karypis 2004)."""
     x = purchases(train, entities)
     together = (x.T @ x).tocsr().astype(np.float32)
     sold = together.diagonal()
@@ -96,7 +96,7 @@ def item_knn(train: Sequence[Baskets], entities: int, settings: KnnSettings) -> 
     return Linear(together)
 
 
-def ease(train: Sequence[Baskets], entities: int, regularisation: float) -> Linear:
+def ease(train: Training, entities: int, regularisation: float) -> Linear:
     """EASE (Steck 2019): ridge regression of each entity on all others, `B = I - P / diag(P)`, `P = (X'X + rI)^-1`."""
     x = purchases(train, entities)
     gram = (x.T @ x).toarray().astype(np.float64)
@@ -107,9 +107,9 @@ def ease(train: Sequence[Baskets], entities: int, regularisation: float) -> Line
     return Linear(inverse.astype(np.float32))
 
 
-def purchases(train: Sequence[Baskets], entities: int) -> csr_matrix:
+def purchases(train: Training, entities: int) -> csr_matrix:
     """Households by entities, 1 where bought."""
-    columns = [household.distinct() for household in train]
+    columns = [household.distinct() for household in train.values()]
     rows = np.repeat(np.arange(len(train)), [len(column) for column in columns])
     flat = np.concatenate(columns)
     return csr_matrix((np.ones(len(flat), dtype=np.float32), (rows, flat)), shape=(len(train), entities))
@@ -133,16 +133,19 @@ class TifuSettings:
 class TifuKnn:
     """Temporal item frequency vectors, the household's own mixed with those of its neighbours (Hu et al. 2020)."""
 
-    def __init__(self, train: Sequence[Baskets], entities: int, settings: TifuSettings) -> None:
+    def __init__(self, train: Training, entities: int, settings: TifuSettings) -> None:
         """Vectors of all training households, (households, n)."""
         self._entities, self._settings = entities, settings
-        self._vectors = np.stack([self._vector(household) for household in train])
+        self._row = {user: row for row, user in enumerate(train)}
+        self._vectors = np.stack([self._vector(household) for household in train.values()])
         self._norms = np.einsum("ij,ij->i", self._vectors, self._vectors)
 
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`; neighbours by Euclidean distance."""
         own = self._vector(seen.history)
         distance = self._norms - 2 * self._vectors @ own
+        if seen.user_id in self._row:  # no household is its own neighbour
+            distance[self._row[seen.user_id]] = np.inf
         count = min(self._settings.neighbours, len(distance))
         near = np.argpartition(distance, count - 1)[:count]
         alpha = self._settings.own

@@ -11,7 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END
-from tools.dataset import Dataset
+from tools.dataset import BASKET, Dataset
+from tools.errors import DatasetError
 
 Level = Literal["leaf", "category", "product"]
 LEVELS: tuple[Level, ...] = ("leaf", "category", "product")
@@ -55,6 +56,10 @@ class Baskets:
         return np.unique(np.concatenate(self.contents)) if self.contents else np.empty(0, dtype=np.int64)
 
 
+Training = dict[str, Baskets]
+"""Baskets by household."""
+
+
 @dataclass(frozen=True)
 class Situation:
     """What a recommender may know: a household at a moment, and its baskets before that."""
@@ -93,14 +98,23 @@ class LevelData:
     households: dict[str, Baskets]
     daily: DailyCounts
 
-    def training(self) -> list[Baskets]:
-        """What may be fitted on: before `TRAIN_END`, and none of a household's last `HELD_OUT_BASKETS` baskets."""
-        kept = []
-        for own in self.households.values():
+    def training(self) -> Training:
+        """What may be fitted on: before `TRAIN_END`, and none of a household's last `HELD_OUT_BASKETS` baskets.
+
+        Raises:
+            DatasetError: nothing is left.
+        """
+        kept: Training = {}
+        for user, own in self.households.items():
             seen = own.before(TRAIN_END)
             count = min(len(seen.contents), len(own.contents) - HELD_OUT_BASKETS)
             if count > 0:
-                kept.append(Baskets(own.starts[:count], own.contents[:count]))
+                kept[user] = Baskets(own.starts[:count], own.contents[:count])
+        if not kept:
+            raise DatasetError(
+                f"no household has {HELD_OUT_BASKETS + 1} baskets of which the first is before {TRAIN_END:%Y-%m-%d}: "
+                "there is nothing to fit on; the evaluation needs a data set that begins earlier"
+            )
         return kept
 
 
@@ -114,9 +128,9 @@ def read_level(dataset: Dataset, level: Level) -> LevelData:
     names = dataset.items.select(ENTITY[level].alias("entity")).to_series().unique().sort()
     events = events.join(pl.DataFrame({"entity": names, "number": np.arange(len(names))}), on="entity")
     baskets = (
-        events.group_by("user_id", "session_id")
+        events.group_by("user_id", BASKET)
         .agg(pl.col("timestamp").min(), pl.col("number").unique().sort())
-        .sort("user_id", "timestamp", "session_id")
+        .sort("user_id", "timestamp", "basket")
     )
     households = {
         str(user): Baskets(

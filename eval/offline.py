@@ -5,9 +5,11 @@ What a model lists is kept in `OUT/lists`, so that an interrupted run goes on an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import combinations, product
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from eval.baskets import LEVELS, Level, LevelData, read_level
 from eval.metrics import Estimate, estimate
 from eval.retrieval import (
     DEPTH,
+    GRIDS,
     AtLevel,
     Question,
     Ranking,
@@ -27,6 +30,7 @@ from eval.retrieval import (
     questions,
     rank,
 )
+from eval.sasrec import SasrecSettings
 from eval.splits import TRAIN_END, WEEK_DAYS, WEEKS, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
 from tools.embedding import Embeddings
@@ -38,6 +42,8 @@ OURS = "v2_combined"
 CHANNELS = {"cognitive": "v2_cognitive", "habit": "own_recency", "towers": "towers"}
 """The model that lists what each channel proposes."""
 Report = Callable[[str], None]
+CLASSICAL = hashlib.sha256(repr((GRIDS, SasrecSettings(), TRAIN_END)).encode()).hexdigest()[:16]
+"""What the lists of the classical recommenders follow from, beside the data set."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def open_evaluation(dataset: Dataset, out: Path, users: int | None) -> Evaluatio
     """
     identity = {
         "dataset": dataset.info.name,
-        "events": dataset.events_before(dataset.last_event).height + 1,
+        "events": dataset.events_before(dataset.last_event + timedelta(seconds=1)).height,
         "train_end": TRAIN_END.isoformat(),
         "depth": DEPTH,
     }
@@ -102,35 +108,47 @@ def list_classical(run: Evaluation, report: Report) -> None:
     everyone = run.cases("test", None)
     for level in LEVELS:
         for name, fit in classical(run.dataset, run.levels[level], report).items():
-            if has_lists(run, name, "test", level):
+            if has_lists(run, name, "test", level, CLASSICAL):
                 continue
             report(f"{level}: fitting {name}")
             fitted = fit()
             _note_settings(run, name, level, fitted.settings)
             if level == "leaf":
                 for week in WEEKS:
-                    keep_lists(run, name, week, level, fitted.model, run.cases(week, None))
+                    keep_lists(run, name, week, level, fitted.model, run.cases(week, None), CLASSICAL)
                 if name == "sasrec":
                     for other in LEVELS[1:]:
-                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other), everyone)
-            keep_lists(run, name, "test", level, fitted.model, everyone)
+                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other), everyone, CLASSICAL)
+            keep_lists(run, name, "test", level, fitted.model, everyone, CLASSICAL)
 
 
-def keep_lists(run: Evaluation, name: str, split: str, level: Level, model: Recommender, cases: Sequence[Case]) -> None:
-    """Ask a model about the cases, the first of a split, and write what it lists."""
+def keep_lists(
+    run: Evaluation, name: str, split: str, level: Level, model: Recommender, cases: Sequence[Case], key: str
+) -> None:
+    """Ask a model about the cases, the first of a split, and write what it lists and what made it."""
     asked = run.questions(split, level, cases)
     ranking = rank(model, run.levels[level], asked)
     path = _path(run, name, split, level)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
     users = np.array([question.user_id for question in asked])
-    np.savez_compressed(partial, users=users, all=ranking.all, new=ranking.new)
+    np.savez_compressed(partial, users=users, all=ranking.all, new=ranking.new, key=key)
     partial.replace(path)
 
 
-def has_lists(run: Evaluation, name: str, split: str, level: Level) -> bool:
-    """Whether they are there."""
-    return _path(run, name, split, level).exists()
+def drop_lists(run: Evaluation, name: str, split: str) -> None:
+    """Remove a model's lists of a split, if there are any."""
+    for level in LEVELS:
+        _path(run, name, split, level).unlink(missing_ok=True)
+
+
+def has_lists(run: Evaluation, name: str, split: str, level: Level, key: str) -> bool:
+    """Whether they are there, made by what the key says."""
+    path = _path(run, name, split, level)
+    if not path.exists():
+        return False
+    with np.load(path) as kept:
+        return str(kept["key"]) == key
 
 
 def read_lists(run: Evaluation, name: str, split: str, level: Level, cases: Sequence[Case]) -> Ranking | None:
@@ -279,6 +297,8 @@ def _of_channels(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
     if len(lists) < len(CHANNELS):
         return {}
     asked = run.questions("test", "leaf", cases)
+    bought = [np.isin(listed, question.bought) for question, listed in zip(asked, lists["habit"], strict=True)]
+    lists["habit"] = np.where(bought, lists["habit"], -1)  # that list goes on with what is popular
     values = {}
     for channel, own in lists.items():
         others = np.concatenate([listed for other, listed in lists.items() if other != channel], axis=1)

@@ -73,6 +73,7 @@ def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: To
         plots={title: Markup(svg) for title, svg in plots.items() if svg},
         compared=table(values, "models"),
         everyone=table(values, "everyone"),
+        households=households,
         columns=[f"{level} {kind} @{k}" for level, kind, k in COLUMNS],
         gains=_gains(values, "all"),
         new_gains=_gains(values, "new"),
@@ -87,6 +88,11 @@ def table(values: Mapping[str, Estimate], prefix: str) -> dict[str, list[Estimat
         name: [values.get(f"{prefix}.{name}.{level}.{kind}.hr@{k}") for level, kind, k in COLUMNS] for name in MODELS
     }
     return {name: row for name, row in rows.items() if any(row)}
+
+
+def households(rows: Mapping[str, Sequence[Estimate | None]]) -> int:
+    """How many households a table is about."""
+    return max((value.n for row in rows.values() for value in row if value), default=0)
 
 
 def _gains(values: Mapping[str, Estimate], kind: str) -> dict[str, Estimate]:

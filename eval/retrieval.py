@@ -7,7 +7,7 @@ validation baskets. What is kept of it is the first `DEPTH` entities of each hou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
@@ -53,6 +53,7 @@ PRODUCT_GRIDS: tuple[list[KnnSettings], list[float], list[float], list[TifuSetti
     [TifuSettings(15, 0.9, 0.9, 300, 0.9)],
 )
 """Products are seven times as many as leaves, and a fit takes minutes: one setting each."""
+GRIDS = (KNN_GRID, EASE_GRID, HALF_LIFE_GRID, TIFU_GRID)
 
 Lists = NDArray[np.int64]
 """(households, DEPTH) entities, best first; -1 where there are no more."""
@@ -148,8 +149,7 @@ def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) 
         settings = SasrecSettings()
         return Fitted(train_sasrec(train, size, settings, valued, report), settings)
 
-    leaves_or_categories = (KNN_GRID, EASE_GRID, HALF_LIFE_GRID, TIFU_GRID)
-    knn, regularisations, half_lives, tifu = PRODUCT_GRIDS if data.level == "product" else leaves_or_categories
+    knn, regularisations, half_lives, tifu = PRODUCT_GRIDS if data.level == "product" else GRIDS
     fits: dict[str, Callable[[], Fitted]] = {
         "popularity": lambda: Fitted(Popularity(counts, None)),
         "popularity_28d": lambda: Fitted(Popularity(counts, RECENT_DAYS)),
@@ -164,7 +164,7 @@ def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) 
 
 @dataclass(frozen=True)
 class TowerRecommender:
-    """The towers as `recgpt recommend` asks them, on leaves."""
+    """The towers as `recgpt recommend` asks them, on leaves; the exponents of their scores, as in a softmax."""
 
     dataset: Dataset
     index: TowerIndex
@@ -173,7 +173,8 @@ class TowerRecommender:
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`."""
         found = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
-        return np.array([found.get(leaf, -np.inf) for leaf in self.leaves])
+        best = max(found.values(), default=0.0)
+        return np.array([np.exp(found[leaf] - best) if leaf in found else -np.inf for leaf in self.leaves])
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,21 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Remembering:
+    """A recommender that is asked once about each situation: the lists of several levels come from the same scores."""
+
+    model: Recommender
+    _scores: dict[tuple[str, datetime], Scores] = field(default_factory=dict)
+
+    def score(self, seen: Situation) -> Scores:
+        """See `Recommender`."""
+        key = seen.user_id, seen.as_of
+        if key not in self._scores:
+            self._scores[key] = self.model.score(seen)
+        return self._scores[key].copy()
+
+
+@dataclass(frozen=True)
 class AtLevel:
     """What scores leaves, at the level of categories or products.
 
@@ -202,7 +218,7 @@ class AtLevel:
     """
 
     model: Recommender
-    """Of leaves; scores that are all positive, or -inf."""
+    """Of leaves; its scores are positive, or -inf."""
     leaves: LevelData
     data: LevelData
     """Categories or products."""
@@ -234,17 +250,16 @@ class Combined:
     index: TowerIndex
     ranker: Ranker
     tagged: Mapping[tuple[str, datetime], Sequence[str]]
-    """Leaves that final tags name, by household and moment."""
-    leaves: Sequence[str]
+    """Leaves that final tags name, by household and moment; a household without an entry has no tags."""
 
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`; -inf for what no channel proposes."""
-        tagged = self.tagged[seen.user_id, seen.as_of]
+        tagged = self.tagged.get((seen.user_id, seen.as_of), ())
         towers = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
         table = read_leaf_table(self.dataset, seen.user_id, seen.as_of, towers)
-        chances = dict(zip(table.leaves, self.ranker.probabilities(table, tagged).tolist(), strict=True))
+        chances = self.ranker.probabilities(table, tagged).astype(np.float64)
         proposed = candidates(table, tagged, towers)
-        return np.array([chances[leaf] if leaf in proposed else -np.inf for leaf in self.leaves])
+        return np.where([leaf in proposed for leaf in table.leaves], chances, -np.inf)
 
 
 def categories_of_leaves(dataset: Dataset, categories: LevelData) -> Ids:
@@ -255,8 +270,6 @@ def categories_of_leaves(dataset: Dataset, categories: LevelData) -> Ids:
 
 def _first(scores: Scores) -> Ids:
     """The `DEPTH` entities of the highest finite scores, padded with -1."""
-    count = min(4 * DEPTH, len(scores))
-    near = np.sort(np.argpartition(-scores, count - 1)[:count])
-    ordered = near[np.argsort(-scores[near], kind="stable")][:DEPTH]
+    ordered = np.argsort(-scores, kind="stable")[:DEPTH]
     ordered = ordered[np.isfinite(scores[ordered])]
     return np.pad(ordered, (0, DEPTH - len(ordered)), constant_values=-1)

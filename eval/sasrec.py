@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.baskets import Baskets, Situation
+from eval.baskets import Baskets, Situation, Training
 
 PATIENCE = 3
 """Epochs without a better validation figure before training ends."""
@@ -72,9 +72,9 @@ class Sasrec:
 
     @torch.inference_mode()
     def score(self, seen: Situation) -> NDArray[np.float64]:
-        """(n,): logits of the next entity after the last ones bought."""
+        """(n,): the chance of each entity to be the next one after the last ones bought."""
         sequence = torch.from_numpy(sequence_of(seen.history)[-self._settings.length :] + 1)[None]
-        return self._network.logits(self._network(sequence)[0, -1]).double().numpy()
+        return self._network.logits(self._network(sequence)[0, -1]).double().softmax(dim=0).numpy()
 
 
 def sequence_of(history: Baskets) -> NDArray[np.int64]:
@@ -83,7 +83,7 @@ def sequence_of(history: Baskets) -> NDArray[np.int64]:
 
 
 def train_sasrec(
-    train: Sequence[Baskets],
+    train: Training,
     entities: int,
     settings: SasrecSettings,
     worth: Callable[[Sasrec], float],
@@ -106,7 +106,7 @@ def train_sasrec(
     for epoch in range(1, settings.epochs + 1):
         network.train()
         losses = []
-        windows = [window for household in train for window in _windows(household, settings.length + 1, rng)]
+        windows = [window for household in train.values() for window in _windows(household, settings.length + 1, rng)]
         order = rng.permutation(len(windows))
         for start in range(0, len(order), settings.batch):
             batch = [windows[row] for row in order[start : start + settings.batch]]

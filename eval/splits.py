@@ -2,7 +2,9 @@
 
 A household's last basket is for tests, the one before it for every choice; no weight has seen either, nor anything
 from `TRAIN_END` on. Cases before `TRAIN_END` are left out: what was fitted up to then would know of others' purchases
-that lie after them.
+that lie after them. So most validation baskets lie within the environment weeks too, and what is chosen on them
+(settings of recommenders, when training stops, what a tag is worth) is chosen with a glance at those weeks; weights are
+not.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tools.dataset import Dataset
+from tools.dataset import BASKET, Dataset
+from tools.loading import load_once
 
 TRAIN_END = datetime(2017, 11, 17)
 """The evaluation weeks, and the year's only Thanksgiving, start here: no weight may have seen them."""
@@ -53,7 +56,9 @@ class Case:
 
 
 def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[Case]:
-    """Households with their basket number `basket` from the end as the target, where it is not before `TRAIN_END`.
+    """Households with their basket number `basket` from the end as the target.
+
+    Those are left out whose basket is before `TRAIN_END`, or at the same moment as another of theirs.
 
     Args:
         dataset: the data set.
@@ -65,9 +70,9 @@ def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[C
     events = dataset.events_before(dataset.last_event + timedelta(seconds=1)).join(leaves, on="item_id")
     baskets = (
         events.filter(pl.col("action") == "purchase")
-        .group_by("user_id", "session_id")
+        .group_by("user_id", BASKET)
         .agg(pl.col("timestamp").min(), pl.col("leaf").unique().sort())
-        .sort("timestamp", "session_id")
+        .sort("timestamp", "basket")
         .group_by("user_id", maintain_order=True)
         .agg("timestamp", "leaf")
         .filter(pl.col("timestamp").list.len() >= LEAST_BASKETS)
@@ -77,13 +82,16 @@ def basket_cases(dataset: Dataset, basket: int, users: int, seed: int) -> list[C
     cases: list[Case] = []
     for user_id, starts, contents in baskets[order.tolist()].iter_rows():
         as_of = starts[-basket]
-        if as_of < TRAIN_END or len(cases) == users:
+        if len(cases) == users:
+            break
+        if as_of < TRAIN_END or starts.count(as_of) > 1 or as_of == starts[0]:
             continue
         before = [leaf for start, content in zip(starts, contents, strict=True) if start < as_of for leaf in content]
         cases.append(Case(user_id, as_of, frozenset(contents[-basket]), frozenset(before)))
     return cases
 
 
+@load_once(maxsize=16)
 def evaluation_cases(dataset: Dataset, users: int | None) -> list[Case]:
     """Households before their last basket: those of `HOUSEHOLDS` first, then the others by `SEED`; None for all."""
     cases = {case.user_id: case for case in basket_cases(dataset, TEST_BASKET, dataset.users.height, SEED)}
@@ -91,6 +99,7 @@ def evaluation_cases(dataset: Dataset, users: int | None) -> list[Case]:
     return [cases[user] for user in dict.fromkeys([*first, *cases])][:users]
 
 
+@load_once(maxsize=16)
 def week_cases(dataset: Dataset, start: datetime, users: int | None) -> list[Case]:
     """The same households at the start of a week; the target is what they bought in it, if anything.
 

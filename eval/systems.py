@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from agents.grounding import tagged_leaves
 from eval.baselines import Recommender
 from eval.baskets import LEVELS
 from eval.metrics import Estimate, estimate
-from eval.offline import OURS, Evaluation, keep_lists
-from eval.retrieval import DEPTH, Combined, Listed, TowerRecommender
+from eval.offline import OURS, Evaluation, drop_lists, has_lists, keep_lists
+from eval.retrieval import Combined, Listed, Remembering, TowerRecommender
 from eval.splits import WEEKS
 from eval.tags import TagRun, nearest_leaves, ranked_leaves, read_runs
 from graphs.intent import graph as intent_graph
 from graphs.routes import graph as routes_graph
+from tools.dataset import Dataset
 from tools.embedding import Embedder
-from tools.ranker import Ranker
-from tools.towers import TowerIndex
+from tools.ranker import WEIGHTS as RANKER_WEIGHTS
+from tools.ranker import Ranker, load_ranker
+from tools.towers import WEIGHTS as TOWER_WEIGHTS
+from tools.towers import TowerIndex, open_towers
 
 TAGGERS = {"v1": routes_graph, "v2": intent_graph}
 """What writes the tags of each system."""
@@ -43,26 +48,61 @@ def read_system(run: Evaluation, system: str, split: str) -> list[TagRun]:
     return ordered
 
 
-def list_systems(run: Evaluation, embedder: Embedder, index: TowerIndex, ranker: Ranker) -> None:
-    """Lists of V1, of V2's tags alone, of the towers alone, and of both channels together, wherever tags are there."""
-    leaves = run.levels["leaf"].entities
-    number = {leaf: row for row, leaf in enumerate(leaves)}
+def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -> None:
+    """Lists of V1, of V2's tags alone, and where there are towers and a ranker of these and of both channels.
+
+    The utility channel needs no tags and is asked about all households: `towers` alone, and `utility`, the ranker
+    without tags, which tells what the tags add to it.
+    """
+    number = {leaf: row for row, leaf in enumerate(run.levels["leaf"].entities)}
     for split in SPLITS:
-        levels = LEVELS if split == "test" else LEVELS[:1]
-        tagged: dict[str, dict[tuple[str, datetime], list[str]]] = {}
-        for system in TAGGERS:
-            runs = read_system(run, system, split)
-            names = ranked_leaves(runs, run.dataset, embedder)
-            tagged[system] = {(entry.user_id, entry.as_of): own[:DEPTH] for entry, own in zip(runs, names, strict=True)}
-        models: dict[str, tuple[Recommender, Mapping[tuple[str, datetime], Sequence[str]]]] = {
-            "v1": (Listed(tagged["v1"], number), tagged["v1"]),
-            "v2_cognitive": (Listed(tagged["v2"], number), tagged["v2"]),
-            OURS: (Combined(run.dataset, index, ranker, tagged["v2"], leaves), tagged["v2"]),
-            "towers": (TowerRecommender(run.dataset, index, leaves), tagged["v2"]),
-        }
-        for name, (model, asked) in models.items():
-            for level in levels if asked else ():
-                keep_lists(run, name, split, level, run.at_level(model, level), run.cases(split, len(asked)))
+        runs = {system: read_system(run, system, split) for system in TAGGERS}
+        models: dict[str, tuple[Recommender, int, str]] = {}
+        for system, name in (("v1", "v1"), ("v2", "v2_cognitive")):
+            named = ranked_leaves(runs[system], run.dataset, embedder)
+            lists = {(entry.user_id, entry.as_of): own for entry, own in zip(runs[system], named, strict=True)}
+            models[name] = Listed(lists, number), len(lists), _digest(runs[system])
+        if utility:
+            tagged = {(entry.user_id, entry.as_of): list(tagged_leaves(entry.tags)) for entry in runs["v2"]}
+            everyone = len(run.cases(split, None))
+            parts = run.dataset, utility.index, utility.ranker
+            both = _digest(runs["v2"], utility.digest)
+            models[OURS] = Remembering(Combined(*parts, tagged)), len(tagged), both
+            models["utility"] = Remembering(Combined(*parts, {})), everyone, utility.digest
+            towers = TowerRecommender(run.dataset, utility.index, run.levels["leaf"].entities)
+            models["towers"] = Remembering(towers), everyone, utility.digest
+        for name, (model, households, key) in models.items():
+            if not households:
+                drop_lists(run, name, split)
+            for level in (LEVELS if split == "test" else LEVELS[:1]) if households else ():
+                if not has_lists(run, name, split, level, key):
+                    keep_lists(run, name, split, level, run.at_level(model, level), run.cases(split, households), key)
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What the utility channel is made of."""
+
+    index: TowerIndex
+    ranker: Ranker
+    digest: str
+    """Of their weights."""
+
+
+def open_utility(dataset: Dataset, embedder: Embedder, towers: Path, ranker: Path) -> Utility:
+    """The utility channel from its directories.
+
+    Raises:
+        ModelFilesError: one is missing, or was trained on other embeddings.
+    """
+    index, trained = open_towers(dataset, embedder, towers), load_ranker(ranker)
+    weights = [(towers / TOWER_WEIGHTS).read_bytes(), (ranker / RANKER_WEIGHTS).read_bytes(), repr(trained.tag_bonus)]
+    return Utility(index, trained, hashlib.sha256(repr(weights).encode()).hexdigest()[:16])
+
+
+def _digest(runs: Sequence[TagRun], more: str = "") -> str:
+    text = more + "".join(run.model_dump_json(include={"user_id", "as_of", "pool", "tags"}) for run in runs)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def system_figures(run: Evaluation, embedder: Embedder) -> dict[str, Estimate]:
@@ -90,7 +130,7 @@ def tokens_by_agent(runs: Sequence[TagRun]) -> dict[str, tuple[float, float]]:
 
 
 def _duplicate_rates(runs: Sequence[TagRun], run: Evaluation, embedder: Embedder) -> list[float]:
-    """Of each household's tags, the share whose leaf another of its tags names too."""
+    """Of each household's proposed tags, the share that could go without a leaf less being named."""
     named = nearest_leaves(runs, run.dataset, embedder)
     return [
         1 - len({named[proposed.tag.casefold()][0] for proposed in entry.pool}) / len(entry.pool)

@@ -136,9 +136,9 @@ def read_runs(path: Path) -> list[TagRun]:
         OutputError: the file is missing or a line is no run.
     """
     try:
-        return [TagRun.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [TagRun.model_validate_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} has no lines of `recgpt eval tags`: {error}") from error
+        raise OutputError(f"{path} has no lines of `recgpt eval arm`: {error}") from error
 
 
 def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedder: Embedder) -> dict[str, Figures]:
@@ -149,7 +149,7 @@ def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedde
     """
     shared = set.intersection(*({(run.user_id, run.as_of) for run in runs} for runs in arms.values()))
     if not shared:
-        raise OutputError("the files have no household in common; run `recgpt eval tags` with the same --seed")
+        raise OutputError("the files have no household in common; run `recgpt eval arm` with the same --seed")
     kept = {
         name: sorted((run for run in runs if (run.user_id, run.as_of) in shared), key=lambda run: run.user_id)
         for name, runs in arms.items()

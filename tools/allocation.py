@@ -22,8 +22,10 @@ from scipy.sparse import csc_matrix, eye
 from tools.errors import SettingError
 
 Vector = NDArray[np.float64]
-STEPS = 200
-"""Halvings of an interval: far below what a double can tell apart."""
+ROUNDING = 1e-9
+"""A bound that is missed by less is met."""
+STEPS = 64
+"""Halvings of an interval: what a double can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Program:
             raise SettingError(f"exposures from {self.least} to {self.most}: expected 0 <= least <= most")
         if self.least > count:
             raise SettingError(f"at least {self.least} exposures were asked for and there are {count} candidates")
-        if (best := self._best_surplus()) < 0:
+        if (best := self._best_surplus()) < -ROUNDING * max(1.0, self.least):
             raise SettingError(
                 f"no {self.least} of {count} candidates convert at {self.floor:.4f} on average; their best misses it "
                 f"by {-best / self.least:.4f}: lower the floor or the least number of exposures"
@@ -102,7 +104,7 @@ def solve_in_closed_form(program: Program) -> Vector:
 
 
 def threshold(program: Program) -> NDArray[np.bool_]:
-    """What is exposed by the hard rule `h_i > lambda`, (n,)."""
+    """The hard rule `h_i > lambda`, (n,): what the optimum exposes whole; it may stay below `least`."""
     alpha, r = multipliers(program)
     return np.asarray(composite_scores(program, alpha, r) > program.smoothing)
 

@@ -103,6 +103,10 @@ class DatasetInfo(BaseModel):
         return self.locale.split("_")[1]
 
 
+BASKET = pl.coalesce("session_id", pl.col("timestamp").cast(pl.String)).alias("basket")
+"""What is bought together: a session, or where the data has none, a moment."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One fault of a data set: where it is, what was found, what was expected."""

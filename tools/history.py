@@ -12,7 +12,7 @@ from datetime import datetime
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from tools.dataset import Action, Dataset
+from tools.dataset import BASKET, Action, Dataset
 
 HALF_LIFE_DAYS = 30.0
 """A purchase of a month ago tells half as much of today's needs as one of today."""
@@ -91,7 +91,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
         .agg(
             pl.col("item_id", "category").last(),
             pl.col("weight").sum(),
-            times=pl.coalesce("session_id", pl.col("timestamp").cast(pl.String)).n_unique(),
+            times=BASKET.n_unique(),
             first=pl.col("timestamp").first(),
             last=pl.col("timestamp").last(),
             days=pl.col("day").n_unique(),

@@ -50,7 +50,7 @@ class Neighbours:
         return np.asarray(self.together @ (weights / scale) / scale, dtype=np.float32)
 
 
-@load_once(maxsize=64)
+@load_once(maxsize=24)
 def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     """Which leaves households bought besides which, counted over all purchases before `before`."""
     first = purchases_before(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
@@ -72,7 +72,7 @@ def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     return Neighbours(leaves, row, together, category, together.diagonal(), taken_up)
 
 
-@load_once(maxsize=64)
+@load_once(maxsize=2048)
 def buyers(dataset: Dataset, before: datetime, days: int) -> dict[str, int]:
     """How many households bought each leaf in the last days before a moment."""
     events = purchases_before(dataset, before, since=before - timedelta(days=days))

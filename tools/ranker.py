@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tools.dataset import Dataset
 from tools.errors import ModelFilesError
 from tools.loading import load_once
-from tools.purchases import Neighbours, Scores, buyers, neighbours, own_leaves, row_of
+from tools.purchases import Scores, buyers, neighbours, own_leaves, purchases_before, row_of
+from tools.retrieval import leaf_paths
+from tools.weights import CARD, read_weights, write_weights
 
 RANKER = Path(__file__).parent.parent / "training" / "weights" / "ranker"
 """The trained ranker that comes with the project."""
 WEIGHTS = "ranker.safetensors"
-CARD = "card.json"
 HIDDEN = 32
 FEATURES = (
     "bought",
@@ -61,7 +62,7 @@ Source = Literal["cognitive", "habit", "towers"]
 
 @dataclass(frozen=True, eq=False)
 class LeafTable:
-    """All leaves that were sold before the week of the moment, as one household's ranker sees them."""
+    """All leaves of the catalogue, as one household's ranker sees them."""
 
     leaves: Sequence[str]
     row: Mapping[str, int]
@@ -82,17 +83,31 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
     near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
+    catalogue = read_catalogue(dataset)
+    known = [leaf for leaf in catalogue.leaves if leaf in near.row]
+    there, source = [catalogue.row[leaf] for leaf in known], [near.row[leaf] for leaf in known]
     own = own_leaves(dataset, user_id, as_of)
 
-    def column(name: str) -> Scores:
-        return row_of(near, dict(own.select("leaf", name).fill_null(0).iter_rows()))
+    def column(values: Mapping[str, float]) -> Scores:
+        row = np.zeros(len(catalogue.leaves), dtype=np.float32)
+        row[[catalogue.row[leaf] for leaf in values]] = list(values.values())
+        return row
 
-    bought = row_of(near, dict.fromkeys(own["leaf"], 1.0))
-    days, weight, since, every = (column(name) for name in ("days", "weight", "since", "every"))
+    def own_column(name: str) -> Scores:
+        return column(dict(own.select("leaf", name).fill_nan(0).fill_null(0).iter_rows()))
+
+    def from_neighbours(values: Scores) -> Scores:
+        row = np.zeros(len(catalogue.leaves), dtype=np.float32)
+        row[there] = values[source]
+        return row
+
+    bought = column(dict.fromkeys(own["leaf"], 1.0))
+    days, weight, since, every = (own_column(name) for name in ("days", "weight", "since", "every"))
     rhythm = (days > 2) & (every > 0)
-    household_days = max(float(days.max(initial=0)), 1.0)
-    recent = row_of(near, dict(own.select("leaf", own["weight"].sqrt()).iter_rows()))
+    household_days = max(purchases_before(dataset, as_of, user_id)["timestamp"].dt.date().n_unique(), 1)
+    recent = row_of(near, dict(own.select("leaf", pl.col("weight").sqrt()).iter_rows()))
     lowest = min(towers.values(), default=0.0)
+    tower_scores = np.array([towers.get(leaf, lowest) for leaf in catalogue.leaves], dtype=np.float32)
     columns = [
         bought,
         np.log1p(days),
@@ -101,28 +116,46 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         np.log1p(since) * bought,
         np.where(rhythm, np.minimum(since / np.maximum(every, 1), LONGEST_OVERDUE), 0),
         rhythm,
-        *(np.log1p(row_of(near, buyers(dataset, midnight, span))) for span in DEMAND_DAYS),
-        np.log1p(near.bought),
-        np.log1p(near.likely(recent)),
-        np.log1p(near.close(recent)),
-        np.log1p(_by_category(near, weight)),
-        np.full(len(near.leaves), np.log(household_days)),
-        _standardised(np.array([towers.get(leaf, lowest) for leaf in near.leaves], dtype=np.float32)),
+        *(np.log1p(column(buyers(dataset, midnight, span))) for span in DEMAND_DAYS),
+        np.log1p(from_neighbours(near.bought)),
+        np.log1p(from_neighbours(near.likely(recent))),
+        np.log1p(from_neighbours(near.close(recent))),
+        np.log1p(np.bincount(catalogue.category, weight)[catalogue.category]),
+        np.full(len(catalogue.leaves), np.log(household_days)),
+        (tower_scores - tower_scores.mean()) / max(float(tower_scores.std()), 1e-6),
     ]
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
-    return LeafTable(near.leaves, near.row, bought > 0, features)
+    return LeafTable(catalogue.leaves, catalogue.row, bought > 0, features)
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The leaves of a data set, by name."""
+
+    leaves: list[str]
+    row: dict[str, int]
+    category: NDArray[np.int64]
+    """Number of the category above each leaf, (n,)."""
+
+
+@load_once(maxsize=4)
+def read_catalogue(dataset: Dataset) -> Catalogue:
+    """The leaves of a data set with their categories."""
+    paths = leaf_paths(dataset)
+    leaves = [path[-1] for path in paths]
+    _, category = np.unique([(path[:1] + path)[-2] for path in paths], return_inverse=True)
+    return Catalogue(leaves, {leaf: row for row, leaf in enumerate(leaves)}, np.asarray(category, dtype=np.int64))
 
 
 def candidates(table: LeafTable, tagged: Sequence[str], towers: Mapping[str, float]) -> dict[str, Source]:
     """What the channels propose, each leaf with the first that does: tags, own purchases, the towers."""
-    near = sorted((leaf for leaf in towers if leaf in table.row), key=lambda leaf: -towers[leaf])[:TOWER_LEAVES]
+    near = sorted(towers, key=lambda leaf: -towers[leaf])[:TOWER_LEAVES]
     own = [leaf for leaf, bought in zip(table.leaves, table.bought, strict=True) if bought]
     found: dict[str, Source] = {}
     proposals: tuple[tuple[Source, Sequence[str]], ...] = (("cognitive", tagged), ("habit", own), ("towers", near))
     for source, leaves in proposals:
         for leaf in leaves:
-            if leaf in table.row:
-                found.setdefault(leaf, source)
+            found.setdefault(leaf, source)
     return found
 
 
@@ -165,16 +198,14 @@ class Ranker:
         with torch.inference_mode():
             logits = self.network(torch.from_numpy(table.features)).numpy()
         bonus = np.zeros(len(table.leaves), dtype=np.float32)
-        bonus[[table.row[leaf] for leaf in tagged if leaf in table.row]] = self.tag_bonus
+        bonus[[table.row[leaf] for leaf in tagged]] = self.tag_bonus
         return np.asarray(1 / (1 + np.exp(-(logits + bonus))), dtype=np.float32)
 
 
 def save_ranker(ranker: Ranker, directory: Path, card: Mapping[str, object]) -> None:
     """Write weights and card."""
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(ranker.network.state_dict(), directory / WEIGHTS)
     document = {"features": FEATURES, "tag_bonus": ranker.tag_bonus, **card}
-    (directory / CARD).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_weights(directory, WEIGHTS, ranker.network.state_dict(), document)
 
 
 @load_once(maxsize=4)
@@ -189,21 +220,9 @@ def load_ranker(directory: Path) -> Ranker:
         if tuple(card["features"]) != FEATURES:
             raise ValueError(f"it reads the features {card['features']}, this version has {list(FEATURES)}")
         network = Network()
-        network.load_state_dict(load_file(directory / WEIGHTS))
+        network.load_state_dict(read_weights(directory, WEIGHTS, card))
         return Ranker(network.eval(), float(card["tag_bonus"]))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFilesError(
             f"{directory} holds no ranker of this version ({error}); train it with `recgpt train ranker`"
         ) from error
-
-
-def _by_category(near: Neighbours, weight: Scores) -> Scores:
-    """The household's weight of each leaf's category."""
-    names = [near.category[leaf] for leaf in near.leaves]
-    _, number = np.unique(names, return_inverse=True)
-    return np.asarray(np.bincount(number, weight)[number], dtype=np.float32)
-
-
-def _standardised(values: Scores) -> Scores:
-    """Mean 0 and deviation 1 over the leaves; all zero where all are alike."""
-    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-6), dtype=np.float32)

@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tools.dataset import Dataset
@@ -27,11 +26,11 @@ from tools.errors import ModelFilesError
 from tools.loading import load_once
 from tools.purchases import purchases_before
 from tools.retrieval import embed_catalog
+from tools.weights import CARD, read_weights, write_weights
 
 TOWERS = Path(__file__).parent.parent / "training" / "weights" / "towers"
 """The trained towers that come with the project."""
 WEIGHTS = "towers.safetensors"
-CARD = "card.json"
 SEARCHED = 2000
 """Titles that are looked up for a household."""
 AGE_BUCKETS = 12
@@ -106,6 +105,8 @@ class TowerIndex:
     titles: Sequence[str]
     row: dict[str, int]
     """Of each title."""
+    sold_from: NDArray[np.datetime64]
+    """When each title was first sold, (n,)."""
     items: Embeddings
     """The titles as the item tower sees them, (n, width)."""
     _index: faiss.IndexFlatIP
@@ -130,13 +131,15 @@ class TowerIndex:
         return sorted(best.items(), key=lambda pair: -pair[1])[:count]
 
 
-def build_index(towers: Towers, titles: Sequence[str], texts: Embeddings) -> TowerIndex:
-    """Project all titles once."""
+def build_index(
+    towers: Towers, titles: Sequence[str], texts: Embeddings, sold_from: NDArray[np.datetime64]
+) -> TowerIndex:
+    """Project all titles once, texts (n, text)."""
     with torch.inference_mode():
         items: Embeddings = towers.eval().item(torch.from_numpy(texts)).numpy()
     index = faiss.IndexFlatIP(towers.shape.width)
     index.add(items)
-    return TowerIndex(towers, texts, titles, {title: row for row, title in enumerate(titles)}, items, index)
+    return TowerIndex(towers, texts, titles, {title: row for row, title in enumerate(titles)}, sold_from, items, index)
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,14 @@ def leaf_matches(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datet
     if bought.is_empty():
         return {}
     days = ((pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400).alias("days")
-    history = bought.select("title", days)
+    history = bought.select("title", days).unique(maintain_order=True)
     interests = index.interests(history["title"].to_list(), history["days"].to_list())
     leaves, leaf_of = leaf_of_titles(dataset)
     found: dict[str, TowerMatch] = {}
+    sold = np.datetime64(as_of)
     for row, score in index.search(interests, SEARCHED):
-        found.setdefault(leaves[leaf_of[row]], TowerMatch(index.titles[row], score))
+        if index.sold_from[row] < sold:
+            found.setdefault(leaves[leaf_of[row]], TowerMatch(index.titles[row], score))
     return found
 
 
@@ -182,10 +187,8 @@ def leaf_of_titles(dataset: Dataset) -> tuple[list[str], NDArray[np.int64]]:
 
 def save_towers(towers: Towers, directory: Path, card: dict[str, object]) -> None:
     """Write weights and card."""
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.half() for name, weight in towers.state_dict().items()}, directory / WEIGHTS)
-    document = {"shape": asdict(towers.shape), **card}
-    (directory / CARD).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    weights = {name: weight.half() for name, weight in towers.state_dict().items()}
+    write_weights(directory, WEIGHTS, weights, {"shape": asdict(towers.shape), **card})
 
 
 @load_once(maxsize=4)
@@ -195,9 +198,14 @@ def open_towers(dataset: Dataset, embedder: Embedder, directory: Path) -> TowerI
     Raises:
         ModelFilesError: see `load_towers`.
     """
-    titles = dataset.items["title"].unique().sort().to_list()
-    texts, _ = embed_catalog(dataset, embedder)
-    return build_index(load_towers(directory, embedder.name), titles, texts)
+    return index_catalogue(load_towers(directory, embedder.name), dataset, embed_catalog(dataset, embedder)[0])
+
+
+def index_catalogue(towers: Towers, dataset: Dataset, texts: Embeddings) -> TowerIndex:
+    """The titles of a data set, whose embeddings are (n, text), by name."""
+    always = pl.lit(datetime.min)
+    first = dataset.items.group_by("title").agg(pl.col("available_from").fill_null(always).min()).sort("title")
+    return build_index(towers, first["title"].to_list(), texts, first["available_from"].to_numpy())
 
 
 def load_towers(directory: Path, embedder: str) -> Towers:
@@ -209,14 +217,17 @@ def load_towers(directory: Path, embedder: str) -> Towers:
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
         towers = Towers(TowerShape(**card["shape"]))
-        towers.load_state_dict({name: weight.float() for name, weight in load_file(directory / WEIGHTS).items()})
+        towers.load_state_dict(
+            {name: weight.float() for name, weight in read_weights(directory, WEIGHTS, card).items()}
+        )
+        trained_on = card["embedder"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFilesError(
             f"{directory} holds no towers of this version ({error!r}); train them with `recgpt train towers`"
         ) from error
-    if card["embedder"] != embedder:
+    if trained_on != embedder:
         raise ModelFilesError(
-            f"{directory} was trained on the embeddings of {card['embedder']}, this is {embedder}: "
+            f"{directory} was trained on the embeddings of {trained_on}, this is {embedder}: "
             "set that embedding model, or train anew with `recgpt train towers`"
         )
     return towers

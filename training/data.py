@@ -50,7 +50,7 @@ from agents.style import style_values
 from agents.wording import citation, own_lines
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
-from tools.dataset import Dataset, open_dataset
+from tools.dataset import BASKET, Dataset, open_dataset
 from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
 from tools.purchases import DUE_FROM
@@ -147,14 +147,15 @@ def training_view(dataset: Dataset) -> Dataset:
     events = dataset.events_before(TRAIN_END)
     held_out = (
         _all_events(dataset)
-        .group_by("user_id", "session_id")
+        .group_by("user_id", BASKET)
         .agg(pl.col("timestamp").min())
         .sort("timestamp", descending=True)
         .group_by("user_id", maintain_order=True)
         .head(HELD_OUT_BASKETS)
-        .select("user_id", "session_id")
+        .select("user_id", "basket")
     )
-    return dataset.with_events(events.join(held_out, on=["user_id", "session_id"], how="anti"))
+    kept = events.with_columns(BASKET).join(held_out, on=["user_id", "basket"], how="anti", maintain_order="left")
+    return dataset.with_events(kept.drop("basket"))
 
 
 class Builder:
@@ -211,7 +212,7 @@ class Builder:
         """Moments just before some of the household's baskets, in random order, none in the data's first month."""
         rng = self._generator(user_id, "cuts")
         events = self._user_events[user_id]
-        starts = events.group_by("session_id").agg(pl.col("timestamp").min())["timestamp"].sort()[1:]
+        starts = events.group_by(BASKET).agg(pl.col("timestamp").min())["timestamp"].sort()[1:]
         earliest = self._view.first_event + timedelta(days=30)
         possible = [start for start in starts if earliest <= start <= TRAIN_END - HORIZON]
         count = min(self._settings.cuts_per_user, len(possible))

@@ -4,7 +4,7 @@
 
 Examples are the last training baskets of each household: every leaf that it bought before, and some of the others,
 weighted so that the probabilities come out right. What a tag is worth is chosen on validation households afterwards,
-from runs of the agents (`recgpt eval tags`), since only there the agents have not seen the answer.
+from runs of the agents (`recgpt eval arm`), since only there the agents have not seen the answer.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from agents.grounding import tagged_leaves
 from eval.baskets import LevelData, read_level
-from eval.metrics import hit_rate_at_k
-from eval.splits import TRAIN_END
-from eval.tags import TagRun, ranked_leaves
+from eval.retrieval import Combined, questions, worth
+from eval.splits import SEED, VALIDATION_BASKET, basket_cases
+from eval.tags import TagRun
 from tools.dataset import Dataset, open_dataset
-from tools.embedding import Embedder, open_embedder
+from tools.embedding import open_embedder
+from tools.errors import DatasetError
 from tools.ranker import Network, Ranker, read_leaf_table, save_ranker
 from tools.towers import TowerIndex, open_towers, tower_scores
+from training.data import training_view
 
+EVERYONE = 10**9
 TAG_BONUSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -84,16 +88,18 @@ def train_ranker(
     started = time.monotonic()
     dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
     index = open_towers(dataset, embedder, towers_dir)
-    rows = read_rows(dataset, index, recipe, report)
+    rows = read_rows(
+        training_view(dataset), cut_points(read_level(dataset, "leaf"), recipe.baskets), index, recipe, report
+    )
     network = fit(rows, recipe, report)
-    ranker, values = choose_tag_bonus(Ranker(network, 0.0), dataset, embedder, index, runs)
+    ranker, values = choose_tag_bonus(Ranker(network, 0.0), dataset, index, runs)
     card: dict[str, object] = {
         "command": "recgpt train ranker",
         "dataset": dataset.info.name,
         "embedder": embedder.name,
         "recipe": asdict(recipe),
         "examples": len(rows.labels),
-        "tag_bonus_on_validation": {"households": len(runs), "hr@30.all + hr@30.new": values},
+        "tag_bonus_on_validation": {"households": len(runs), "hr@30.all + hr@30.new, leaves": values},
         "hardware": f"CPU, {torch.get_num_threads()} threads",
         "minutes": round((time.monotonic() - started) / 60, 1),
         "licence": "Apache-2.0",
@@ -102,25 +108,28 @@ def train_ranker(
     return card
 
 
-def cut_points(data: LevelData, baskets: int) -> list[tuple[str, datetime, frozenset[str]]]:
-    """The last `baskets` training baskets of each household: household, moment, and the leaves bought."""
-    found = []
-    for user, own in data.households.items():
-        allowed = int((own.starts < np.datetime64(TRAIN_END)).sum())
-        last = min(allowed, len(own.contents) - 2)
-        for position in range(max(last - baskets, 1), last):
-            target = frozenset(data.entities[entity] for entity in own.contents[position])
-            found.append((user, own.starts[position].item(), target))
-    return found
+CutPoint = tuple[str, datetime, frozenset[str]]
+"""A household, the moment of one of its baskets, and the leaves in it."""
 
 
-def read_rows(dataset: Dataset, index: TowerIndex, recipe: RankerRecipe, report: Callable[[str], None]) -> Rows:
-    """The examples of all cut points."""
+def cut_points(data: LevelData, baskets: int) -> list[CutPoint]:
+    """The last `baskets` training baskets of each household, where something was bought before."""
+    return [
+        (user, own.starts[position].item(), frozenset(data.entities[entity] for entity in own.contents[position]))
+        for user, own in data.training().items()
+        for position in range(max(len(own.contents) - baskets, 1), len(own.contents))
+        if own.starts[position] > own.starts[0]
+    ]
+
+
+def read_rows(
+    view: Dataset, cuts: Sequence[CutPoint], index: TowerIndex, recipe: RankerRecipe, report: Callable[[str], None]
+) -> Rows:
+    """The examples of cut points; `view` has nothing that may not be trained on."""
     rng = np.random.default_rng(recipe.seed)
-    cuts = cut_points(read_level(dataset, "leaf"), recipe.baskets)
     parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
     for number, (user, as_of, target) in enumerate(cuts, 1):
-        table = read_leaf_table(dataset, user, as_of, tower_scores(index, dataset, user, as_of))
+        table = read_leaf_table(view, user, as_of, tower_scores(index, view, user, as_of))
         labels = np.array([leaf in target for leaf in table.leaves], dtype=np.float32)
         certain = table.bought | (labels > 0)
         kept = certain | (rng.random(len(labels)) < recipe.keep_new)
@@ -156,23 +165,26 @@ def fit(rows: Rows, recipe: RankerRecipe, report: Callable[[str], None]) -> Netw
 
 
 def choose_tag_bonus(
-    ranker: Ranker, dataset: Dataset, embedder: Embedder, index: TowerIndex, runs: Sequence[TagRun]
+    ranker: Ranker, dataset: Dataset, index: TowerIndex, runs: Sequence[TagRun]
 ) -> tuple[Ranker, dict[str, float]]:
-    """The ranker with the bonus that is worth most on the runs (HR@30 of all and of new, summed), and all values."""
-    listed = ranked_leaves(runs, dataset, embedder)
-    values: dict[str, float] = {}
-    tables = [
-        read_leaf_table(dataset, run.user_id, run.as_of, tower_scores(index, dataset, run.user_id, run.as_of))
-        for run in runs
-    ]
-    for bonus in TAG_BONUSES if runs else ():
-        rates: dict[bool, list[float]] = {False: [], True: []}
-        for run, table, tagged in zip(runs, tables, listed, strict=True):
-            order = np.argsort(-replace(ranker, tag_bonus=bonus).probabilities(table, tagged), kind="stable")
-            leaves = [table.leaves[row] for row in order]
-            for new, kept in rates.items():
-                if (rate := hit_rate_at_k(leaves, run.case, 30, new)) is not None:
-                    kept.append(rate)
-        values[str(bonus)] = round(float(sum(np.mean(kept) for kept in rates.values() if kept)), 4)
+    """The ranker with the bonus that is worth most on the runs, and the worth of each: see `eval.retrieval.worth`.
+
+    Raises:
+        DatasetError: a run is of no validation basket.
+    """
+    leaves = read_level(dataset, "leaf")
+    cases = {(case.user_id, case.as_of): case for case in basket_cases(dataset, VALIDATION_BASKET, EVERYONE, SEED)}
+    for run in runs:
+        if (run.user_id, run.as_of) not in cases:
+            raise DatasetError(
+                f"household {run.user_id} at {run.as_of} is no validation basket: what a tag is worth is chosen on "
+                "the output of `recgpt eval arm`, never on what is tested"
+            )
+    asked = questions(leaves, [cases[run.user_id, run.as_of] for run in runs])
+    tagged = {(run.user_id, run.as_of): list(tagged_leaves(run.tags)) for run in runs}
+    values = {
+        str(bonus): round(worth(Combined(dataset, index, replace(ranker, tag_bonus=bonus), tagged), leaves, asked), 4)
+        for bonus in (TAG_BONUSES if runs else ())
+    }
     best = max(values, key=lambda key: values[key], default="0")
     return replace(ranker, tag_bonus=float(best)), values

@@ -25,7 +25,7 @@ from eval.splits import VALIDATION_BASKET, basket_cases
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.retrieval import embed_catalog
-from tools.towers import Towers, TowerShape, age_buckets, build_index, leaf_of_titles, save_towers, scores
+from tools.towers import Towers, TowerShape, age_buckets, index_catalogue, leaf_of_titles, save_towers, scores
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class TowerRecipe:
     """Baskets of a household that are targets in one epoch, drawn anew each time."""
     least_baskets: int = 3
     """Before a target."""
+    for_ranker: int = 3
+    """A household's last training baskets that are no targets: the ranker learns on them what the towers are worth."""
     tag_weight: float = 0.2
     """Of the loss of tags beside that of users."""
     validation_users: int = 300
@@ -87,8 +89,9 @@ def train_towers(
     towers = Towers(TowerShape(text=titles.shape[1]))
     optimiser = torch.optim.AdamW(towers.parameters(), recipe.learning_rate, weight_decay=1e-3)
     texts, names = torch.from_numpy(titles), torch.from_numpy(leaf_names)
-    train = [own for own in products.training() if len(own.contents) > recipe.least_baskets]
+    train = list(products.training().values())
     best, best_epoch = -np.inf, 0
+    card: dict[str, object] = {}
     for epoch in range(1, recipe.epochs + 1):
         towers.train()
         losses = []
@@ -102,7 +105,7 @@ def train_towers(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.item())
-        index = build_index(towers, products.entities, titles)
+        index = index_catalogue(towers, dataset, titles)
         value = worth(TowerRecommender(dataset, index, leaves.entities), leaves, asked)
         report(f"towers epoch {epoch}: loss {np.mean(losses):.3f}, validation {value:.4f}, best {max(best, value):.4f}")
         if value > best:
@@ -139,9 +142,10 @@ def batches(
     cuts = [
         (own, int(cut))
         for own in train
+        if len(possible := np.arange(recipe.least_baskets, len(own.contents) - recipe.for_ranker))
         for cut in rng.choice(
-            np.arange(recipe.least_baskets, len(own.contents)),
-            min(recipe.cuts, len(own.contents) - recipe.least_baskets),
+            possible,
+            min(recipe.cuts, len(possible)),
             replace=False,
         )
     ]

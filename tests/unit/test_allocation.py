@@ -1,4 +1,4 @@
-"""The quadratic program of section 8: two ways to solve it agree, the hard rule obeys its bounds, faults are named."""
+"""The quadratic program of section 8: two ways to solve it agree, what the hard rule loses, faults are named."""
 
 import numpy as np
 import pytest

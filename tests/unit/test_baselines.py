@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.baselines import KnnSettings, Own, Popularity, TifuKnn, TifuSettings, choose, ease, item_knn, purchases
-from eval.baskets import Baskets, DailyCounts, Situation, read_level
+from eval.baskets import Baskets, DailyCounts, Situation, Training, read_level
 from eval.sasrec import SasrecSettings, train_sasrec
 from eval.splits import TRAIN_END
 from tools.dataset import Dataset
@@ -18,6 +18,10 @@ CUT = START + timedelta(days=20)
 def baskets(*contents: list[int], every: int = 7) -> Baskets:
     starts = [START + timedelta(days=every * n) for n in range(len(contents))]
     return Baskets(np.array(starts, dtype="datetime64[us]"), [np.array(content) for content in contents])
+
+
+def named(*households: Baskets) -> Training:
+    return {f"household {number}": household for number, household in enumerate(households)}
 
 
 def at(history: Baskets, moment: datetime) -> Situation:
@@ -46,14 +50,14 @@ def test_own_baskets_fade_and_popularity_orders_the_rest() -> None:
 
 
 def test_item_knn_is_the_shrunk_cosine() -> None:
-    train = [baskets([0, 1]), baskets([0, 1]), baskets([0, 2])]
+    train = named(baskets([0, 1]), baskets([0, 1]), baskets([0, 2]))
     model = item_knn(train, 3, KnnSettings(neighbours=1, shrinkage=1.0))
     scores = model.score(at(baskets([0]), CUT))
     assert scores.tolist() == pytest.approx([0, 2 / (np.sqrt(3 * 2) + 1), 0])  # of 0's two neighbours the nearest
 
 
 def test_ease_predicts_each_entity_from_the_others() -> None:
-    train = [baskets([0, 1])] * 5 + [baskets([2])] * 5
+    train = named(*[baskets([0, 1])] * 5, *[baskets([2])] * 5)
     weights = ease(train, 3, 1.0).weights
     assert np.diag(weights).tolist() == [0, 0, 0]
     x = purchases(train, 3).toarray()
@@ -65,11 +69,13 @@ def test_ease_predicts_each_entity_from_the_others() -> None:
 
 def test_tifu_decays_baskets_within_groups_and_groups() -> None:
     settings = TifuSettings(group=2, within=0.5, across=0.1, neighbours=1, own=1.0)
-    scores = TifuKnn([baskets([0])], 3, settings).score(at(baskets([0], [1], [2]), CUT))
+    scores = TifuKnn(named(baskets([0])), 3, settings).score(at(baskets([0], [1], [2]), CUT))
     # The last group has baskets 2 and 1, the one before it basket 0 alone; each group counts half.
     assert scores.tolist() == pytest.approx([0.1 / 2, 0.5 / 2 / 2, 1 / 2 / 2])
     near = TifuSettings(group=2, within=1, across=1, neighbours=1, own=0.0)
-    assert TifuKnn([baskets([0, 1]), baskets([2])], 3, near).score(at(baskets([0]), CUT)).tolist() == [1, 1, 0]
+    model = TifuKnn({"near": baskets([0, 1]), "far": baskets([2])}, 3, near)
+    assert model.score(at(baskets([0]), CUT)).tolist() == [1, 1, 0]
+    assert model.score(Situation("near", CUT, baskets([0]))).tolist() == [0, 0, 1]  # not its own neighbour
 
 
 def test_the_best_of_a_grid_is_taken() -> None:
@@ -79,7 +85,7 @@ def test_the_best_of_a_grid_is_taken() -> None:
 
 
 def test_sasrec_learns_what_follows_and_repeats_itself() -> None:
-    train = [baskets([n % 5], [(n + 1) % 5], [(n + 2) % 5], [(n + 3) % 5]) for n in range(400)]
+    train = named(*(baskets([n % 5], [(n + 1) % 5], [(n + 2) % 5], [(n + 3) % 5]) for n in range(400)))
     settings = SasrecSettings(
         width=16, layers=1, heads=1, length=8, dropout=0.0, epochs=20, batch=16, learning_rate=1e-2
     )
@@ -100,18 +106,14 @@ def test_sasrec_learns_what_follows_and_repeats_itself() -> None:
 def test_levels_and_what_may_be_fitted_on(journey: Dataset) -> None:
     data = read_level(journey, "category")
     assert len(data.entities) < len(read_level(journey, "leaf").entities)
-    for own, fitted in zip(data.households.values(), _training_by_household(data), strict=True):
-        if fitted is not None:
-            assert len(fitted.contents) <= len(own.contents) - 2
-            assert fitted.starts[-1] < np.datetime64(TRAIN_END)
+    training = data.training()
+    assert len(training) > 0.9 * len(data.households)
+    for user, fitted in training.items():
+        assert len(fitted.contents) <= len(data.households[user].contents) - 2
+        assert fitted.starts[-1] < np.datetime64(TRAIN_END)
     user, own = next(iter(data.households.items()))
     moment = own.starts[3].item()
     assert own.before(moment).starts.tolist() == own.starts[:3].tolist()
     paths = dict(journey.items.select("item_id", "category").iter_rows())
     bought = {paths[item][-2] for item in journey.history(user, moment)["item_id"]}
     assert bought == {data.entities[entity] for entity in own.before(moment).distinct()}
-
-
-def _training_by_household(data: object) -> list[Baskets | None]:
-    fitted = {id(content.contents[0]): content for content in data.training()}  # type: ignore[attr-defined]
-    return [fitted.get(id(own.contents[0])) for own in data.households.values()]  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.baselines import KnnSettings, TifuKnn, TifuSettings, ease, item_knn
-from eval.baskets import LevelData, Situation, read_level
+from eval.baskets import LEVELS, LevelData, Situation, read_level
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
 from tools.history import read_events, read_history
@@ -125,6 +125,11 @@ def fitted(dataset: Dataset) -> dict[str, Any]:
     view = training_view(dataset).events_before(END)
     return {
         **{name: model.score(seen).tolist() for name, model in models.items()},
+        "training windows": [
+            [content.tolist() for content in own.contents]
+            for level in LEVELS
+            for own in read_level(dataset, level).training().values()
+        ],
         "what agents are trained on": view.sort("user_id", "timestamp", "item_id").rows(),
         "what the ranker is trained on": cut_points(read_level(dataset, "leaf"), 3),
     }

@@ -58,10 +58,11 @@ def test_a_week_holds_what_was_bought_in_it(journey: Dataset) -> None:
 
 
 def test_an_oracle_hits_everything_and_its_lists_are_kept(run: Evaluation) -> None:
-    assert not has_lists(run, "oracle", "test", "leaf")
+    assert not has_lists(run, "oracle", "test", "leaf", "now")
     for level in LEVELS:
-        keep_lists(run, "oracle", "test", level, run.at_level(Oracle(run), level), run.cases("test", USERS))
-    assert has_lists(run, "oracle", "test", "leaf")
+        keep_lists(run, "oracle", "test", level, run.at_level(Oracle(run), level), run.cases("test", USERS), "now")
+    assert has_lists(run, "oracle", "test", "leaf", "now")
+    assert not has_lists(run, "oracle", "test", "leaf", "of other weights")
     ranking = read_lists(run, "oracle", "test", "leaf", run.cases("test", 4))
     assert ranking is not None and ranking.all.shape == (4, 30)
     assert read_lists(run, "oracle", "test", "leaf", run.cases("test", USERS + 1)) is None

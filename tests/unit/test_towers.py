@@ -11,6 +11,7 @@ from tools.towers import AGE_BUCKETS, Towers, TowerShape, age_buckets, build_ind
 
 SHAPE = TowerShape(text=8, width=6, interests=3, length=5)
 TITLES = [f"t{n}" for n in range(20)]
+ALWAYS = np.full(len(TITLES), np.datetime64("2017-01-01"))
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_the_score_is_the_best_interests() -> None:
 
 
 def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
-    index = build_index(towers, TITLES, catalogue())
+    index = build_index(towers, TITLES, catalogue(), ALWAYS)
     interests = index.interests(["t3", "t1", "t4"], [30.0, 2.0, 0.5])
     assert interests.shape == (3, 6)
     expected = (interests @ index.items.T).max(axis=0)
@@ -57,7 +58,7 @@ def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
 
 
 def test_only_the_last_purchases_are_read(towers: Towers) -> None:
-    index = build_index(towers, TITLES, catalogue())
+    index = build_index(towers, TITLES, catalogue(), ALWAYS)
     days = [float(day) for day in range(9, 0, -1)]
     assert np.array_equal(index.interests(TITLES[:9], days), index.interests(TITLES[4:9], days[4:]))
     with pytest.raises(ValueError, match="no interests"):

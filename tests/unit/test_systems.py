@@ -1,0 +1,92 @@
+"""V1 and V2 in the offline evaluation: from kept runs to lists and costs, and nothing stale."""
+
+from pathlib import Path
+
+import pytest
+
+from agents.schemas import CallRecord, ProposedTag
+from eval.offline import Evaluation, figures, listed_models, open_evaluation
+from eval.splits import Case
+from eval.systems import list_systems, read_system, runs_path, system_figures
+from eval.tags import TagRun
+from tools.dataset import open_dataset
+from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.shelf import tag_text
+
+CALL = CallRecord(
+    agent="expert",
+    subject="p",
+    prompt="expert/v1",
+    model="m",
+    attempt=1,
+    valid=True,
+    prompt_tokens=100,
+    completion_tokens=10,
+    seconds=0.5,
+)
+
+
+@pytest.fixture
+def run(prepared_dir: Path, tmp_path: Path) -> Evaluation:
+    return open_evaluation(open_dataset(prepared_dir), tmp_path, 3)
+
+
+def keep_runs(run: Evaluation, system: str, cases: list[Case], tags: dict[str, list[str]]) -> None:
+    path = runs_path(run, system, "test")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        TagRun(
+            user_id=case.user_id,
+            as_of=case.as_of,
+            settings={},
+            target=sorted(case.target),
+            bought=sorted(case.bought),
+            history=[],
+            personas=[],
+            shelves=[],
+            pool=[ProposedTag(tag=tag, persona=persona) for persona, own in tags.items() for tag in own]
+            + [ProposedTag(tag=tag_text(leaf), persona="target") for leaf in sorted(case.target)],
+            tags=[],
+            calls=[CALL, CALL],
+            failures=[],
+        ).model_dump_json()
+        for case in cases
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_tags_become_lists_beyond_thirty(run: Evaluation) -> None:
+    embedder = open_embedder(PACKAGED_MODEL)
+    cases = run.cases("test", 3)
+    bought = [tag_text(leaf) for leaf in sorted(cases[0].bought)[:30]]
+    keep_runs(run, "v2", cases, {"habit": bought})
+    list_systems(run, embedder, None)
+    assert listed_models(run, "test", "leaf") == ["v2_cognitive"]
+    values = figures(run)
+    # Thirty leaves that were bought come first; where only new ones count, what follows them is listed all the same.
+    assert values["models.v2_cognitive.leaf.new.hr@30"].mean > 0.9
+
+
+def test_repeated_tags_and_costs_are_counted(run: Evaluation) -> None:
+    embedder = open_embedder(PACKAGED_MODEL)
+    cases = run.cases("test", 3)
+    keep_runs(run, "v1", cases, {"a": ["white milk", "bananas"], "b": ["white milk", "White Milk"]})
+    for entry in read_system(run, "v1", "test"):
+        assert [proposed.persona for proposed in entry.pool[:4]] == ["a", "a", "b", "b"]
+    values = system_figures(run, embedder)
+    assert values["cost.v1.prompt_tokens"].mean == 200
+    assert values["cost.v1.llm_calls"].mean == 2
+    assert 0 < values["routes.v1.duplicate_rate"].mean < 1
+
+
+def test_lists_go_with_the_runs_that_made_them(run: Evaluation) -> None:
+    embedder = open_embedder(PACKAGED_MODEL)
+    cases = run.cases("test", 3)
+    keep_runs(run, "v2", [cases[0], cases[2]], {})
+    assert [entry.user_id for entry in read_system(run, "v2", "test")] == [cases[0].user_id]  # up to the first gap
+    keep_runs(run, "v2", cases, {})
+    list_systems(run, embedder, None)
+    assert "models.v2_cognitive.leaf.all.hr@30" in figures(run)
+    runs_path(run, "v2", "test").unlink()
+    list_systems(run, embedder, None)
+    assert listed_models(run, "test", "leaf") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,78 +15,189 @@ from rich.table import Table
 
 from agents.context import Context
 from eval.metrics import Estimate
-from eval.offline import figures, list_classical, open_evaluation, write_metrics
-from eval.splits import VALIDATION_BASKET, basket_cases
-from eval.tags import TagRun, compare_arms, read_own_runs, read_runs, run_cases
-from recgpt.console import console, progress_bar, reporting, say
+from eval.offline import Evaluation, figures, list_classical, list_figures, open_evaluation, write_metrics
+from eval.report import write_evaluation_page
+from eval.splits import VALIDATION_BASKET, Case, basket_cases
+from eval.systems import (
+    SPLITS,
+    TAGGERS,
+    Utility,
+    list_systems,
+    open_utility,
+    read_system,
+    runs_path,
+    system_figures,
+    tokens_by_agent,
+)
+from eval.tags import Tagger, TagRun, compare_arms, read_own_runs, read_runs, run_cases
+from graphs.intent import graph as intent_graph
+from recgpt.console import complain, console, progress_bar, reporting, say
 from recgpt.output import cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
-from tools.embedding import open_embedder
+from tools.embedding import Embedder, open_embedder
+from tools.errors import ModelFilesError
 from tools.logs import logging_to
+from tools.ranker import RANKER
 from tools.retrieval import embed_catalog
+from tools.towers import TOWERS
 
 LOG = Path("runs/eval.log.jsonl")
 ANSWERS = Path("runs/answers.sqlite")
 """Arms share what they ask alike, and a run that is repeated asks nothing."""
 
 
-def tags(
+DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="data set directory")]
+Model = Annotated[str | None, typer.Option(help="model name at the server")]
+BaseUrl = Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")]
+Profile = Annotated[str, typer.Option(help="how to start a server: cpu or fp8")]
+Concurrency = Annotated[int, typer.Option(min=1, help="households at a time")]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as shelf=0")]
+Out = Annotated[Path, typer.Option(help="directory of the results; goes on with what is there")]
+Users = Annotated[int, typer.Option(min=1, help="the first so many evaluation households")]
+WeekUsers = Annotated[int, typer.Option(min=0, help="households that V1 and V2 are asked about in each week")]
+Everyone = Annotated[bool, typer.Option("--all", help="every household")]
+OFFLINE = Path("runs/eval/offline")
+
+
+def arm(
     out: Annotated[Path, typer.Option(help="JSON lines, one a household; goes on with one that is there")],
     users: Annotated[int, typer.Option(min=1, help="households")] = 200,
     seed: Annotated[int, typer.Option(help="of the draw of households")] = 7,
-    dataset: Annotated[Path | None, typer.Option(help="data set directory")] = None,
-    model: Annotated[str | None, typer.Option(help="model name at the server")] = None,
-    base_url: Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")] = None,
-    profile: Annotated[str, typer.Option(help="how to start a server: cpu or fp8")] = "cpu",
-    concurrency: Annotated[int, typer.Option(min=1, help="households at a time")] = 8,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as shelf=0")] = None,
+    dataset: DatasetOption = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    profile: Profile = "cpu",
+    concurrency: Concurrency = 8,
+    setting: Setting = None,
 ) -> None:
     """Run planner, experts and arbiter before households' last basket but one (validation): one arm of `compare`."""
     context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
-    data = open_dataset(context.dataset)
-    cases = basket_cases(data, VALIDATION_BASKET, users, seed)
-    cut_to_whole_lines(out)
-    done = {run.user_id for run in read_own_runs(out, context)}
-    todo = [case for case in cases if case.user_id not in done]
-    if todo:
-        with ExitStack() as stack:
-            stack.enter_context(logging_to(LOG))
-            serve_for(stack, context, profile)
-            with reporting("opening the index") as step:
-                embed_catalog(data, open_embedder(context.embedding_model), step)
-            write_line = stack.enter_context(open_output(out))
-            progress = stack.enter_context(progress_bar())
-            task = progress.add_task("households", total=len(cases), completed=len(cases) - len(todo))
-
-            def write(run: TagRun) -> None:
-                write_line(run)
-                progress.advance(task)
-                say(f"household {run.user_id}: {len(run.personas)} personas, {len(run.tags)} tags")
-
-            asyncio.run(run_cases(context, todo, concurrency, write))
+    cases = basket_cases(open_dataset(context.dataset), VALIDATION_BASKET, users, seed)
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        _run_missing(stack, context, cases, out, concurrency, profile, "households", intent_graph)
     say(f"{len(cases)} households in {out}; `recgpt eval compare {out}` shows the figures")
 
 
+def tags(
+    out: Out = OFFLINE,
+    users: Users = 500,
+    everyone: Everyone = False,
+    week_users: WeekUsers = 60,
+    dataset: DatasetOption = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    profile: Profile = "cpu",
+    concurrency: Concurrency = 8,
+    setting: Setting = None,
+) -> None:
+    """Let V1 and V2 write tags before households' last baskets and at the start of the environment weeks."""
+    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
+    _run_systems(run, context, week_users, profile, concurrency)
+    _measure(run, context)
+
+
 def retrieval(
-    out: Annotated[Path, typer.Option(help="directory of the results; goes on with what is there")] = Path(
-        "runs/eval/offline"
-    ),
-    users: Annotated[int, typer.Option(min=1, help="the first so many evaluation households")] = 500,
-    everyone: Annotated[bool, typer.Option("--all", help="every household")] = False,
-    dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
+    out: Out = OFFLINE, users: Users = 500, everyone: Everyone = False, dataset: DatasetOption = None
 ) -> None:
     """Fit the recommenders that read no text, and measure what they list before households' last baskets."""
-    with reporting("reading purchases") as step:
-        run = open_evaluation(open_dataset(dataset), out, None if everyone else users)
+    context = resolve_context([], dataset=dataset)
+    run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
+    with reporting("recommenders that read no text") as step:
         list_classical(run, step)
-        step("measuring")
-        write_metrics(out / "metrics.json", figures(run))
-    say(f"figures: {out / 'metrics.json'}")
+    _measure(run, context)
+
+
+def everything(
+    out: Out = OFFLINE,
+    users: Users = 500,
+    everyone: Everyone = False,
+    week_users: WeekUsers = 60,
+    dataset: DatasetOption = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    profile: Profile = "cpu",
+    concurrency: Concurrency = 8,
+    setting: Setting = None,
+) -> None:
+    """All of it: recommenders that read no text, V1 and V2, both channels together, figures and a page with plots."""
+    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
+    with reporting("recommenders that read no text") as step:
+        list_classical(run, step)
+    _run_systems(run, context, week_users, profile, concurrency)
+    _measure(run, context)
+
+
+def _run_systems(run: Evaluation, context: Context, week_users: int, profile: str, concurrency: int) -> None:
+    """Let V1 and V2 write the tags that are not there yet."""
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        for system, tagger in TAGGERS.items():
+            for split in SPLITS:
+                cases = run.cases(split, run.users if split == "test" else week_users)
+                path = runs_path(run, system, split)
+                _run_missing(stack, context, cases, path, concurrency, profile, f"{system} {split}", tagger)
+
+
+def _run_missing(
+    stack: ExitStack,
+    context: Context,
+    cases: Sequence[Case],
+    out: Path,
+    concurrency: int,
+    profile: str,
+    what: str,
+    tagger: Tagger,
+) -> None:
+    """Run the cases that a file has not yet, a line each; a server is started where none runs and some are missing."""
+    cut_to_whole_lines(out)
+    done = {(run.user_id, run.as_of) for run in read_own_runs(out, context)}
+    todo = [case for case in cases if (case.user_id, case.as_of) not in done]
+    if not todo:
+        return
+    serve_for(stack, context, profile)
+    with reporting("opening the index") as step:
+        embed_catalog(open_dataset(context.dataset), open_embedder(context.embedding_model), step)
+    with open_output(out) as write_line, progress_bar() as progress:
+        task = progress.add_task(what, total=len(cases), completed=len(cases) - len(todo))
+
+        def write(run: TagRun) -> None:
+            write_line(run)
+            progress.advance(task)
+            say(f"{what}: {run.user_id}: {len(run.personas)} personas, {len(run.tags)} tags")
+
+        asyncio.run(run_cases(context, todo, concurrency, write, tagger))
+
+
+def _utility(run: Evaluation, embedder: Embedder) -> Utility | None:
+    try:
+        return open_utility(run.dataset, embedder, TOWERS, RANKER)
+    except ModelFilesError as error:
+        complain("without the utility channel", str(error))
+        return None
+
+
+def _measure(run: Evaluation, context: Context) -> None:
+    """Figures and page from whatever is there by now."""
+    with reporting("measuring") as step:
+        step("listing what the tags name")
+        embedder = open_embedder(context.embedding_model)
+        list_systems(run, embedder, _utility(run, embedder))
+        step("figures")
+        _, leaf_vectors = embed_catalog(run.dataset, embedder)
+        values = {**figures(run), **list_figures(run, leaf_vectors), **system_figures(run, embedder)}
+        write_metrics(run.out / "metrics.json", values)
+        step("page")
+        tokens = {system: tokens_by_agent(read_system(run, system, "test")[: run.users]) for system in TAGGERS}
+        write_evaluation_page(run.out / "report.html", values, tokens)
+    say(f"figures: {run.out / 'metrics.json'}; page: {run.out / 'report.html'}")
 
 
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="outputs of `recgpt eval tags`, one an arm")],
+    files: Annotated[list[Path], typer.Argument(help="outputs of `recgpt eval arm`, one an arm")],
     dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
 ) -> None:

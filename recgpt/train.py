@@ -49,7 +49,7 @@ def ranker(
     dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
     embedding_model: Annotated[str, typer.Option(help="that of the towers")] = PACKAGED_MODEL,
     towers: Annotated[Path, typer.Option(help="trained towers")] = TOWERS,
-    tags: Annotated[Path | None, typer.Option(help="output of `recgpt eval tags`: what a tag is worth")] = None,
+    tags: Annotated[Path | None, typer.Option(help="output of `recgpt eval arm`: what a tag is worth")] = None,
     out: Annotated[Path, typer.Option(help="weights and card")] = Path("runs/train/ranker"),
 ) -> None:
     """Train the ranker of both channels on what households bought next."""

@@ -227,10 +227,11 @@ def _diversity(vectors: Embeddings) -> float:
 
 
 def write_metrics(path: Path, values: Mapping[str, Estimate]) -> None:
-    """`metrics.json`: every figure with n, mean, low and high."""
+    """`metrics.json`: every figure with n, mean, low and high; one of no household is left out, JSON has no NaN."""
     document = {
         key: {"n": value.n, **{part: round(getattr(value, part), 5) for part in ("mean", "low", "high")}}
         for key, value in sorted(values.items())
+        if value.n
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

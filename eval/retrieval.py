@@ -1,7 +1,8 @@
 """Ranked lists on held-out baskets: the classical recommenders, the towers, and lists of leaves at other levels.
 
 A recommender is fitted once a level on `LevelData.training`; its settings are those that are worth most before the
-validation baskets. What is kept of it is the first `DEPTH` entities of each household: with bought ones, and without.
+validation baskets (of products one setting is tried). What is kept of it is the first `DEPTH` entities of each
+household: with bought ones, and without.
 """
 
 from __future__ import annotations

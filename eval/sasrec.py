@@ -19,7 +19,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True)
 class SasrecSettings:
-    """Chosen on validation baskets."""
+    """Hyper-parameters; only when training stops is chosen on validation baskets."""
 
     width: int = 64
     layers: int = 2
@@ -73,13 +73,8 @@ class Sasrec:
     @torch.inference_mode()
     def score(self, seen: Situation) -> NDArray[np.float64]:
         """(n,): the chance of each entity to be the next one after the last ones bought."""
-        sequence = torch.from_numpy(sequence_of(seen.history)[-self._settings.length :] + 1)[None]
+        sequence = torch.from_numpy(seen.history.flat(seen.as_of)[0][-self._settings.length :] + 1)[None]
         return self._network.logits(self._network(sequence)[0, -1]).double().softmax(dim=0).numpy()
-
-
-def sequence_of(history: Baskets) -> NDArray[np.int64]:
-    """Entities in the order of baskets; within one, in the order of their numbers."""
-    return np.concatenate(history.contents) if history.contents else np.empty(0, dtype=np.int64)
 
 
 def train_sasrec(

@@ -69,7 +69,7 @@ class Towers(nn.Module):
 
         Args:
             texts: embeddings of the purchases, (b, t, text).
-            ages: `age_bucket` of each, (b, t).
+            ages: `age_buckets` of each, (b, t).
             there: False where a row is padded, (b, t).
 
         Returns:

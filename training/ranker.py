@@ -32,7 +32,6 @@ from tools.ranker import Network, Ranker, read_leaf_table, save_ranker
 from tools.towers import TowerIndex, open_towers, tower_scores
 from training.data import training_view
 
-EVERYONE = 10**9
 TAG_BONUSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -173,7 +172,8 @@ def choose_tag_bonus(
         DatasetError: a run is of no validation basket.
     """
     leaves = read_level(dataset, "leaf")
-    cases = {(case.user_id, case.as_of): case for case in basket_cases(dataset, VALIDATION_BASKET, EVERYONE, SEED)}
+    everyone = basket_cases(dataset, VALIDATION_BASKET, dataset.users.height, SEED)
+    cases = {(case.user_id, case.as_of): case for case in everyone}
     for run in runs:
         if (run.user_id, run.as_of) not in cases:
             raise DatasetError(

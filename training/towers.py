@@ -143,11 +143,7 @@ def batches(
         (own, int(cut))
         for own in train
         if len(possible := np.arange(recipe.least_baskets, len(own.contents) - recipe.for_ranker))
-        for cut in rng.choice(
-            possible,
-            min(recipe.cuts, len(possible)),
-            replace=False,
-        )
+        for cut in rng.choice(possible, min(recipe.cuts, len(possible)), replace=False)
     ]
     order = rng.permutation(len(cuts))
     for start in range(0, len(order), recipe.batch):

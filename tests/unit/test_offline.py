@@ -75,7 +75,7 @@ def test_an_oracle_hits_everything_and_its_lists_are_kept(run: Evaluation) -> No
 
 
 def test_figures_are_written_with_their_interval(run: Evaluation, tmp_path: Path) -> None:
-    write_metrics(tmp_path / "metrics.json", {"b": estimate([0.0, 1.0]), "a": estimate([0.5])})
+    write_metrics(tmp_path / "metrics.json", {"b": estimate([0.0, 1.0]), "a": estimate([0.5]), "c": estimate([])})
     document = json.loads((tmp_path / "metrics.json").read_text())
     assert list(document) == ["a", "b"]
     assert document["a"] == {"n": 1, "mean": 0.5, "low": 0.5, "high": 0.5}

@@ -29,7 +29,7 @@ endif
 
 demo: setup data model
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(BIN)/recgpt recommend --dataset $(DATA) --sample 3 --seed 7 --as-of 2017-11-17 --profile $(PROFILE) --set vocabulary=shelf \
+	$(BIN)/recgpt recommend --dataset $(DATA) --sample 3 --seed 7 --as-of 2017-11-17 --profile $(PROFILE) \
 		--out $(DEMO)/recommendations.jsonl --report $(DEMO)/report.html
 	@echo "Open $(CURDIR)/$(DEMO)/report.html in a browser."
 

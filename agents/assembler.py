@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from agents.context import Context
 from agents.schemas import AgentUsage, CallRecord, ExplanationTask, Fact, JudgeTask, RecommendedItem, Request, Usage
 from agents.state import RecommendState
 from agents.wording import moment_text, own_lines, own_text, profile_text, shelf_text
@@ -71,7 +72,12 @@ def explanation_task(state: RecommendState, item: RecommendedItem) -> Explanatio
     )
 
 
-def judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
+def judge_tasks(state: RecommendState, context: Context) -> list[JudgeTask]:
+    """One a text, if the context asks for verdicts."""
+    return [_judge_task(state, item) for item in state["items"] if item.explanation] if context.judge else []
+
+
+def _judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
     """The explanation of one item with every fact that a rubric may ask for."""
     task = explanation_task(state, item)
     facts = [

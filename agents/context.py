@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tools.embedding import PACKAGED_MODEL
 from tools.llm import Endpoint
 from tools.models import DEFAULT_MODEL
+from tools.ranker import RANKER
+from tools.towers import TOWERS
 
 AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer")
 """All that ask a model; each has a prompt, a temperature and so on of its own in the context."""
-SAME_MODEL = {"route": "expert"}
+SAME_MODEL = {"route": "expert", "one_shot": "reviewer"}
 """Agents of the baseline that play another's part: they ask its model."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
 
@@ -61,7 +63,7 @@ class Context(BaseSettings):
         3, ge=2, le=8, description="K: at most so many personas", json_schema_extra=_for_nodes("plan_intents")
     )
     tags_per_expert: int = Field(
-        15,
+        20,
         ge=3,
         le=40,
         description="tags of one expert, or of one route of the baseline",
@@ -74,10 +76,11 @@ class Context(BaseSettings):
         description="leaf categories that tools propose to one expert (due again, rising, bought besides); 0 for none",
         json_schema_extra=_for_nodes("fill_shelves"),
     )
-    vocabulary: Literal["any", "catalogue", "shelf"] = Field(
-        "any",
-        description="what an expert's tag may be: any text, a leaf category of the catalogue, or one of its own shelf "
-        "(of the catalogue where the shelf has too few)",
+    vocabulary: Literal["shelf", "catalogue", "any"] = Field(
+        "shelf",
+        description="what an expert's tag may be: one of its own shelf (of the catalogue where the shelf has too few, "
+        "as for the baseline's routes, which have none), a leaf category of the catalogue, or any text: a larger model "
+        "needs no such hold",
         json_schema_extra=_for_nodes("run_expert", "run_route"),
     )
     final_tags: int = Field(
@@ -87,7 +90,33 @@ class Context(BaseSettings):
         description="tags that the arbiter picks, or that the baseline's union keeps",
         json_schema_extra=_for_nodes("arbitrate_tags", "unite_tags"),
     )
-    items: int = Field(6, ge=1, le=50, description="items to recommend", json_schema_extra=_for_nodes("retrieve_items"))
+    towers: Path = Field(
+        TOWERS, description="directory of trained towers", json_schema_extra=_for_nodes("retrieve_items")
+    )
+    ranker: Path = Field(
+        RANKER, description="directory of a trained ranker", json_schema_extra=_for_nodes("retrieve_items")
+    )
+    exploration: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="what it is worth that an item comes from tags, where the likeliest item of all is worth 1",
+        json_schema_extra=_for_nodes("retrieve_items"),
+    )
+    conversion_floor: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="the mean chance of what is shown is at least this share of the best possible",
+        json_schema_extra=_for_nodes("retrieve_items"),
+    )
+    items: int = Field(
+        6,
+        ge=1,
+        le=50,
+        description="items to recommend",
+        json_schema_extra=_for_nodes("retrieve_items", "retrieve_tagged_items"),
+    )
     judge: bool = Field(False, description="grade each explanation")
     judge_threshold: float = Field(
         0.5, gt=0, le=1, description="tau: share of positive dimensions from which a grade is Superior"
@@ -142,9 +171,11 @@ class Context(BaseSettings):
     evaluator_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("evaluate_dimension", langgraph_type="prompt")
     )
-    reviewer_model: str | None = Field(None, json_schema_extra=_for_nodes("review_verdict"))
+    reviewer_model: str | None = Field(None, json_schema_extra=_for_nodes("review_verdict", "judge_at_once"))
     reviewer_prompt: str = Field("v1", json_schema_extra=_for_nodes("review_verdict"))
-    reviewer_temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_for_nodes("review_verdict"))
+    reviewer_temperature: float = Field(
+        0.0, ge=0, le=2, json_schema_extra=_for_nodes("review_verdict", "judge_at_once")
+    )
     reviewer_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("review_verdict", langgraph_type="prompt")
     )

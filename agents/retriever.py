@@ -1,111 +1,176 @@
-"""Retrieval of items for the final tags (section 8, cognitive channel), and what is shown when there are no tags."""
+"""Retrieval of items (section 8): candidates of both channels, one ranker, and the traffic allocation between them.
+
+The cognitive channel proposes the leaves of the final tags; the utility channel what the household buys anyway
+(`habit`) and what the towers expect of its behaviour (`towers`). The ranker tells each candidate's chance, and the
+allocation which of them are shown.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import zip_longest
 from typing import Any
 
-import polars as pl
-from langgraph.errors import NodeError
+import numpy as np
 from langgraph.runtime import Runtime
-from langgraph.types import Command, Send
 
-from agents.assembler import explanation_task
-from agents.calls import failed
 from agents.context import Context, context_of
+from agents.fallback import item_rows, stand_ins
+from agents.grounding import tagged_leaves
 from agents.schemas import Household, RecommendedItem, Tag
 from agents.state import RecommendState
-from tools.dataset import Dataset, open_dataset
+from tools.allocation import Program, composite_scores, multipliers
+from tools.dataset import open_dataset
 from tools.embedding import open_embedder
-from tools.retrieval import ItemMatch, open_index, popular_items
+from tools.errors import ModelFilesError
+from tools.purchases import purchases_before
+from tools.ranker import Candidate, load_ranker, rank_candidates
+from tools.retrieval import CatalogIndex, best_sellers, open_index
+from tools.towers import TowerMatch, leaf_matches, open_towers
 
-STAND_IN_NOTE = "items are what the household buys already, then what all buy"
+EVIDENCE_LINES = 3
+"""Of the history, for an item that no persona stands behind."""
+SMOOTHING = 0.1
+"""lambda of a page: scores that differ by more than a tenth of the best chance are not shared out."""
+STEEPER = 1.1
+"""Factor by which the floor's multiplier is raised until whole exposures keep the floor; from `LEAST_STEEP` on."""
+LEAST_STEEP = 0.01
 
 
 async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> RecommendState:
-    """Find items for the tags, the best of each tag in turn; each item keeps the tag that found it.
+    """Choose the items that are shown; each says its channel, and which tag found it.
 
-    Without any tag the household's most telling purchases stand in (channel `habit`), and after them what all
-    households buy (`popular`): an answer is never an empty page, and `degraded` says what it is.
+    Where the channels propose too few, what is bought anyway fills the page, as in `agents.fallback`. Without towers
+    own purchases are all of the utility channel, and `degraded` says so.
+
+    Raises:
+        ModelFilesError: there is no ranker.
     """
-    context = context_of(runtime)
-    if not state["tags"]:
-        items = await asyncio.to_thread(_stand_ins, context, state["household"], state["as_of"])
-        return {"items": items, "degraded": [f"{STAND_IN_NOTE}: there are no tags"]}
-    items = await asyncio.to_thread(_retrieve, context, state)
-    short = f"{len(items)} items where {context.items} were asked for: the tags found no more"
-    return {"items": items, "degraded": [short] if len(items) < context.items else []}
+    items, notes = await asyncio.to_thread(_retrieve, context_of(runtime), state)
+    return {"items": items, "degraded": notes}
 
 
-async def record_retrieval_failure(state: RecommendState, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
-    """Without embeddings there is no search; what is bought anyway stands in."""
-    update = dict(failed("retriever", "household", error.error))
-    items = await asyncio.to_thread(_stand_ins, context_of(runtime), state["household"], state["as_of"])
-    update |= {"items": items, "degraded": [f"{STAND_IN_NOTE}: no search was possible"]}
-    sends = [Send("explain_item", explanation_task({**state, "items": items}, item)) for item in items]
-    return Command(update=update, goto=sends or "collect_explanations")
+def page_program(proposed: Sequence[Candidate], context: Context, count: int) -> Program:
+    """The quadratic program (section 8) of a page of `count` leaves.
+
+    A leaf is worth its chance, the best being worth 1, and `context.exploration` more where it comes from tags; the
+    mean chance of what is shown may not fall below `context.conversion_floor` of the best possible.
+
+    Args:
+        proposed: by the channels; at least `count`, and their chances above zero.
+        context: of the request.
+        count: exposures, at least one.
+    """
+    conversion = np.array([candidate.chance for candidate in proposed])
+    explored = np.array([context.exploration * (candidate.source == "cognitive") for candidate in proposed])
+    floor = context.conversion_floor * float(np.sort(conversion)[::-1][:count].mean())
+    worth = conversion / conversion.max() + explored
+    return Program(worth, conversion, floor, least=count, most=count, smoothing=SMOOTHING)
 
 
-def _retrieve(context: Context, state: RecommendState) -> list[RecommendedItem]:
-    dataset = open_dataset(context.dataset)
+def whole_exposures(program: Program, count: int) -> list[int]:
+    """Which `count` candidates are shown, best composite score first.
+
+    The optimum exposes some in part and a page can not, so the floor's multiplier is raised from the optimum's until
+    the `count` best composite scores keep the floor. The bounds' multiplier changes no order.
+    """
+    alpha, _ = multipliers(program)
+    while True:
+        ranked = np.argsort(-composite_scores(program, alpha, 0.0), kind="stable")[:count]
+        if program.conversion[ranked].mean() >= program.floor * (1 - 1e-9):
+            return [int(row) for row in ranked]
+        alpha = STEEPER * max(alpha, LEAST_STEEP)
+
+
+def _retrieve(context: Context, state: RecommendState) -> tuple[list[RecommendedItem], list[str]]:
+    dataset, user_id, as_of = open_dataset(context.dataset), state["user_id"], state["as_of"]
     index = open_index(dataset, open_embedder(context.embedding_model))
-    found = index.search_items([tag.tag for tag in state["tags"]], context.items, state["as_of"])
-    chosen = _in_turn(state["tags"], found, context.items)
-    prices = dict(_rows(dataset, [match.item_id for _, match in chosen]).select("item_id", "price").iter_rows())
-    evidence = {persona.name: [line.id for line in persona.evidence] for persona in state["personas"]}
-    return [
-        RecommendedItem(
-            item_id=match.item_id,
-            title=match.title,
-            category=match.path,
-            price=prices[match.item_id],
-            tag=tag.tag,
-            persona=tag.persona,
-            channel="cognitive",
-            score=round(match.score, 4),
-            evidence=evidence[tag.persona],
-        )
-        for tag, match in chosen
+    notes: list[str] = []
+    towers: Mapping[str, TowerMatch] = {}
+    try:
+        towers = leaf_matches(open_towers(dataset, index.embedder, context.towers), dataset, user_id, as_of)
+    except ModelFilesError as error:
+        notes.append(f"the utility channel knows own purchases only: {error}")
+    tags = tagged_leaves(state["tags"])
+    if not tags:
+        none = "there are no tags" if not state["tags"] else "no tag has a category"
+        notes.append(f"items are of the utility channel alone: {none}")
+    scores = {leaf: match.score for leaf, match in towers.items()}
+    ranker = load_ranker(context.ranker)
+    proposed = rank_candidates(ranker, dataset, user_id, as_of, list(tags), scores)
+    item_of = _items_of_leaves(index, state, proposed, tags, towers)
+    if lost := [tags[leaf].tag for leaf in tags if leaf not in item_of]:
+        notes.append(f"no item of their leaf category is sold for the tags: {', '.join(lost)}")
+    leaves = list(item_of)
+    count = min(context.items, len(leaves))
+    shown = whole_exposures(page_program([proposed[leaf] for leaf in leaves], context, count), count) if count else []
+    rows = item_rows(dataset, [item_of[leaves[place]] for place in shown])
+    items = [
+        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state)
+        for leaf in (leaves[place] for place in shown)
     ]
-
-
-def _in_turn(tags: Sequence[Tag], found: Sequence[Sequence[ItemMatch]], count: int) -> list[tuple[Tag, ItemMatch]]:
-    """The first match of each tag in the tags' order, then the second, until `count` items; no title twice."""
-    chosen: dict[str, tuple[Tag, ItemMatch]] = {}
-    for rank in zip_longest(*found):
-        for tag, match in zip(tags, rank, strict=True):
-            if match is not None and len(chosen) < count:
-                chosen.setdefault(match.title, (tag, match))
-    return list(chosen.values())
-
-
-def _stand_ins(context: Context, household: Household, as_of: datetime) -> list[RecommendedItem]:
-    """The items of the household's most telling history lines, purchases first; then what all households buy."""
-    dataset = open_dataset(context.dataset)
-    lines = sorted(household.history, key=lambda line: (line.action != "purchase", -line.weight))
-    evidence = {line.item_id: [line.id] for line in reversed(lines) if line.item_id}
-    own = [item for item in dict.fromkeys(line.item_id for line in lines) if item]
-    popular = popular_items(dataset, datetime.combine(as_of.date(), datetime.min.time()), context.items + len(own))
-    order = list(dict.fromkeys([*own, *popular]))[: context.items]
-    rows = {row["item_id"]: row for row in _rows(dataset, order).iter_rows(named=True)}
-    return [
-        RecommendedItem(
-            item_id=item,
-            title=rows[item]["title"],
-            category=rows[item]["category"],
-            price=rows[item]["price"],
-            tag=None,
-            persona=None,
-            channel="habit" if item in evidence else "popular",
-            score=0.0,
-            evidence=evidence.get(item, []),
+    if count < context.items:
+        items += stand_ins(context, state["household"], as_of, {item.title for item in items})[: context.items - count]
+        notes.append(
+            f"the channels proposed {count} items where {context.items} were asked for; "
+            f"{len(items) - count} others fill the page"
         )
-        for item in order
-    ]
+    return items, notes
 
 
-def _rows(dataset: Dataset, item_ids: list[str]) -> pl.DataFrame:
-    return dataset.items.filter(pl.col("item_id").is_in(item_ids))
+def _recommended(
+    row: Mapping[str, Any], candidate: Candidate, tag: Tag | None, state: RecommendState
+) -> RecommendedItem:
+    """The item of a catalogue row, with what it rests on: its tag's persona, or the household's own lines."""
+    found_by = tag if candidate.source == "cognitive" else None
+    personas = {persona.name: persona for persona in state["personas"]}
+    return RecommendedItem(
+        item_id=row["item_id"],
+        title=row["title"],
+        category=row["category"],
+        price=row["price"],
+        tag=found_by.tag if found_by else None,
+        persona=found_by.persona if found_by else None,
+        channel=candidate.source,
+        score=round(candidate.chance, 4),
+        evidence=[line.id for line in personas[found_by.persona].evidence]
+        if found_by
+        else _near_lines(state["household"], row["category"]),
+    )
+
+
+def _items_of_leaves(
+    index: CatalogIndex,
+    state: RecommendState,
+    proposed: Mapping[str, Candidate],
+    tags: Mapping[str, Tag],
+    towers: Mapping[str, TowerMatch],
+) -> dict[str, str]:
+    """The item that stands for each leaf: the nearest to its tag, the last one bought, or the towers' best.
+
+    It is of that leaf and sold by the start of the day; a leaf without such an item is left out.
+    """
+    as_of = state["as_of"]
+    sold = best_sellers(index.dataset, datetime.combine(as_of.date(), datetime.min.time()))
+    bought = purchases_before(index.dataset, as_of, state["user_id"])
+    last = {leaf: item for leaf, title, item in bought.select("leaf", "title", "item_id").iter_rows() if title in sold}
+    tagged = {leaf: tags[leaf].tag for leaf, candidate in proposed.items() if candidate.source == "cognitive"}
+    near = index.search_leaves(tagged, as_of)
+    found: dict[str, str] = {}
+    for leaf, candidate in proposed.items():
+        if candidate.source == "cognitive" and leaf in near:
+            found[leaf] = near[leaf].item_id
+        elif candidate.source == "habit" and leaf in last:
+            found[leaf] = last[leaf]
+        elif candidate.source == "towers" and (best := sold.get(towers[leaf].title)) and best[2][-1] == leaf:
+            found[leaf] = best[0]
+    return found
+
+
+def _near_lines(household: Household, path: Sequence[str]) -> list[str]:
+    """The most telling history lines of an item's leaf, or of its category where the leaf is new."""
+    lines = sorted(household.history, key=lambda line: -line.weight)
+    own = [line.id for line in lines if line.leaf == path[-1]]
+    beside = [line.id for line in lines if len(path) > 1 and line.category[:-1] == list(path[:-1])]
+    return (own or beside)[:EVIDENCE_LINES]

@@ -18,8 +18,8 @@ from tools.shelf import ShelfLine
 from tools.signals import Signal
 
 Grade = Literal["Superior", "Average", "Bad"]
-Channel = Literal["cognitive", "habit", "popular"]
-"""From tags; the household's own purchases; what all households buy. The last two stand in where there are no tags."""
+Channel = Literal["cognitive", "habit", "towers", "popular"]
+"""From tags; of the utility channel: own history, the towers; and what all buy, where the others propose too little."""
 
 
 class Record(BaseModel):
@@ -100,7 +100,7 @@ class Verdict(Record):
     """The judge's grade of one text (section 7)."""
 
     grade: Grade
-    decisive: str = Field(description="the dimension that decided")
+    decisive: str | None = Field(description="the dimension that decided; None of the one-shot judge, which names none")
     rationale: str
     labels: list[DimensionLabel]
 
@@ -115,7 +115,10 @@ class RecommendedItem(Record):
     tag: str | None = Field(description="the tag that found it; None for the other channels")
     persona: str | None
     channel: Channel
-    score: float = Field(description="cosine of tag and title; 0 for the other channels")
+    score: float = Field(
+        description="chance of its leaf to be bought next, by the ranker; of the baseline the cosine of tag and title; "
+        "0 where nothing was ranked"
+    )
     evidence: list[str] = Field(description="ids of the history lines that it rests on")
     style: StyleGuideline | None = None
     explanation: str | None = None
@@ -343,6 +346,13 @@ class EvaluatorAnswer(Answer):
 
     label: Label
     evidence: str = Field(min_length=1, max_length=120)
+
+
+class OneShotGrade(Answer):
+    """What the one-shot judge answers."""
+
+    grade: Grade
+    rationale: str = Field(min_length=3, max_length=300)
 
 
 class Review(Answer):

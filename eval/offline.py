@@ -236,6 +236,18 @@ def write_metrics(path: Path, values: Mapping[str, Estimate]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def read_metrics(path: Path) -> dict[str, Estimate]:
+    """The figures of a `metrics.json`.
+
+    Raises:
+        OutputError: it is missing, or is none.
+    """
+    try:
+        return {key: Estimate(**value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OutputError(f"{path} has no figures of `recgpt eval all`: {error!r}") from error
+
+
 def _of_levels(run: Evaluation, cases: Sequence[Case], prefix: str) -> dict[str, Estimate]:
     """HR of each model that was asked about these cases."""
     values: dict[str, Estimate] = {}

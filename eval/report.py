@@ -24,6 +24,7 @@ MODELS = (
     "tifu_knn",
     "sasrec",
     "towers",
+    "utility",
     "v1",
     "v2_cognitive",
     "v2_combined",
@@ -40,6 +41,8 @@ COLUMNS = (
     ("product", "all", 30),
 )
 """Of the tables: level, which targets, k."""
+OTHERS = ("cost.", "routes.", "lists.", "allocation.")
+"""What begins the keys of figures that are listed, not plotted."""
 BLUE, GREY, GREEN = "#2457c5", "#9aa3b2", "#1b7f4d"
 
 Tokens = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -77,7 +80,7 @@ def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: To
         columns=[f"{level} {kind} @{k}" for level, kind, k in COLUMNS],
         gains=_gains(values, "all"),
         new_gains=_gains(values, "new"),
-        others={key: value for key, value in values.items() if key.startswith(("cost.", "routes.", "lists."))},
+        others={key: value for key, value in values.items() if key.startswith(OTHERS)},
     )
     path.write_text(page, encoding="utf-8")
 
@@ -88,6 +91,22 @@ def table(values: Mapping[str, Estimate], prefix: str) -> dict[str, list[Estimat
         name: [values.get(f"{prefix}.{name}.{level}.{kind}.hr@{k}") for level, kind, k in COLUMNS] for name in MODELS
     }
     return {name: row for name, row in rows.items() if any(row)}
+
+
+def short_table(values: Mapping[str, Estimate]) -> str:
+    """The models in Markdown: on how many households, and HR@30 with intervals at three levels."""
+    columns = [("leaf", "all"), ("leaf", "new"), ("category", "all"), ("product", "all")]
+    lines = [
+        f"HR@30 before the last basket of {households(table(values, 'models'))} households, mean [95 % interval]:",
+        "",
+        "| HR@30 | " + " | ".join(f"{level}, {kind}" for level, kind in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name in MODELS:
+        found = [values.get(f"models.{name}.{level}.{kind}.hr@30") for level, kind in columns]
+        if any(found):
+            lines.append(f"| {name} | " + " | ".join(str(value) if value else "" for value in found) + " |")
+    return "\n".join(lines)
 
 
 def households(rows: Mapping[str, Sequence[Estimate | None]]) -> int:

@@ -33,7 +33,7 @@ from eval.baskets import Ids, LevelData, Situation
 from eval.sasrec import SasrecSettings, train_sasrec
 from eval.splits import SEED, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
-from tools.ranker import Ranker, candidates, read_leaf_table
+from tools.ranker import Ranker, rank_candidates, read_catalogue
 from tools.retrieval import leaf_paths
 from tools.towers import TowerIndex, tower_scores
 
@@ -257,10 +257,12 @@ class Combined:
         """See `Recommender`; -inf for what no channel proposes."""
         tagged = self.tagged.get((seen.user_id, seen.as_of), ())
         towers = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
-        table = read_leaf_table(self.dataset, seen.user_id, seen.as_of, towers)
-        chances = self.ranker.probabilities(table, tagged).astype(np.float64)
-        proposed = candidates(table, tagged, towers)
-        return np.where([leaf in proposed for leaf in table.leaves], chances, -np.inf)
+        found = rank_candidates(self.ranker, self.dataset, seen.user_id, seen.as_of, tagged, towers)
+        row = read_catalogue(self.dataset).row
+        scores = np.full(len(row), -np.inf)
+        for leaf, candidate in found.items():
+            scores[row[leaf]] = candidate.chance
+        return scores
 
 
 def categories_of_leaves(dataset: Dataset, categories: LevelData) -> Ids:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.context import Context
 from agents.grounding import tagged_leaves
+from agents.retriever import page_program, whole_exposures
 from eval.baselines import Recommender
 from eval.baskets import LEVELS
 from eval.metrics import Estimate, estimate
@@ -19,16 +21,19 @@ from eval.splits import WEEKS
 from eval.tags import TagRun, nearest_leaves, ranked_leaves, read_runs
 from graphs.intent import graph as intent_graph
 from graphs.routes import graph as routes_graph
+from tools.allocation import solve_in_closed_form, threshold, worth
 from tools.dataset import Dataset
 from tools.embedding import Embedder
 from tools.ranker import WEIGHTS as RANKER_WEIGHTS
-from tools.ranker import Ranker, load_ranker
+from tools.ranker import Ranker, load_ranker, rank_candidates
 from tools.towers import WEIGHTS as TOWER_WEIGHTS
-from tools.towers import TowerIndex, open_towers
+from tools.towers import TowerIndex, open_towers, tower_scores
 
 TAGGERS = {"v1": routes_graph, "v2": intent_graph}
 """What writes the tags of each system."""
 SPLITS = ("test", *WEEKS)
+PAGES = 100
+"""Households whose pages are computed for the figures of the allocation."""
 
 
 def runs_path(run: Evaluation, system: str, split: str) -> Path:
@@ -114,6 +119,30 @@ def system_figures(run: Evaluation, embedder: Embedder) -> dict[str, Estimate]:
             values[f"routes.{system}.duplicate_rate"] = estimate(_duplicate_rates(runs, run, embedder))
             values |= {f"cost.{system}.{key}": value for key, value in _costs(runs).items()}
     return values
+
+
+def allocation_figures(run: Evaluation, utility: Utility, context: Context) -> dict[str, Estimate]:
+    """What the hard rule and a page of whole items lose against the optimum of the quadratic program (section 8).
+
+    Returns:
+        Over the first `PAGES` households, for `threshold` and `page`: `allocation.<rule>.loss`, the share of the
+        optimum's worth, and `allocation.<rule>.exposures`, how many it shows where `context.items` are asked for. The
+        hard rule may break the bounds, and is then worth more than what is allowed: a loss below zero.
+    """
+    values: dict[str, list[float]] = {}
+    for entry in read_system(run, "v2", "test")[: run.users][:PAGES]:
+        tagged = list(tagged_leaves(entry.tags))
+        towers = tower_scores(utility.index, run.dataset, entry.user_id, entry.as_of)
+        found = rank_candidates(utility.ranker, run.dataset, entry.user_id, entry.as_of, tagged, towers)
+        count = min(context.items, len(found))
+        program = page_program(list(found.values()), context, count)
+        page = np.zeros(len(found))
+        page[whole_exposures(program, count)] = 1.0
+        best = worth(program, solve_in_closed_form(program))
+        for rule, exposures in (("threshold", threshold(program).astype(np.float64)), ("page", page)):
+            values.setdefault(f"allocation.{rule}.loss", []).append((best - worth(program, exposures)) / best)
+            values.setdefault(f"allocation.{rule}.exposures", []).append(float(exposures.sum()))
+    return {key: estimate(found) for key, found in values.items()}
 
 
 def tokens_by_agent(runs: Sequence[TagRun]) -> dict[str, tuple[float, float]]:

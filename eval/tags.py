@@ -29,6 +29,12 @@ from tools.errors import OutputError, RecGPTError, ServerUnreachableError
 from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
 
+NOT_OF_TAGS = (
+    *("base_url", "answers", "api_key", "request_timeout"),
+    *("style_", "explainer_", "evaluator_", "reviewer_", "judge"),
+    *("towers", "ranker", "exploration", "conversion_floor", "items"),
+)
+"""What settings begin with that say where something is, or how tags become items and texts."""
 LIST = 30
 """Leaves that count: HR@30."""
 
@@ -62,8 +68,8 @@ class TagRun(BaseModel):
 
 
 def settings_of(context: Context) -> dict[str, Any]:
-    """What of the context is not the default, without where its parts are: an arm is made with one and the same."""
-    return context.model_dump(mode="json", exclude_defaults=True, exclude={"base_url", "answers"})
+    """The settings that tags depend on: an arm is made with one and the same."""
+    return {key: value for key, value in context.model_dump(mode="json").items() if not key.startswith(NOT_OF_TAGS)}
 
 
 Tagger = CompiledStateGraph[IntentState, Context, Request, Any]

@@ -1,6 +1,6 @@
-"""The baseline RecGPT-V1: isolated routes, their union, and one fixed explanation prompt.
+"""The baseline RecGPT-V1: isolated routes, their union, one fixed explanation prompt and a one-shot judge.
 
-Input and output are those of `recommend`; it has no verdicts, `context.judge` is not looked at.
+Input and output are those of `recommend`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import Send
 
-from agents.assembler import assemble_recommendation, collect_explanations, open_request
+from agents.assembler import assemble_recommendation, collect_explanations, judge_tasks, open_request
 from agents.calls import RETRY_UNREACHABLE
-from agents.context import Context
+from agents.context import Context, context_of
 from agents.explainer import explain_item, record_unexplained_item
-from agents.retriever import record_retrieval_failure, retrieve_items
+from agents.fallback import record_retrieval_failure
+from agents.one_shot import judge_at_once, record_judge_failure
 from agents.schemas import Recommendation, Request
 from agents.state import RecommendState
+from agents.tag_retriever import retrieve_tagged_items
 from graphs.recommend import dispatch_explanations
 from graphs.routes import graph as routes_graph
+
+
+def dispatch_grading(state: RecommendState, runtime: Runtime[Context]) -> list[Send] | str:
+    """One grade an explanation, if the context asks for verdicts."""
+    return [
+        Send("judge_at_once", task) for task in judge_tasks(state, context_of(runtime))
+    ] or "assemble_recommendation"
 
 
 def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]:
@@ -25,16 +36,20 @@ def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]
     graph = StateGraph(RecommendState, context_schema=Context, input_schema=Request, output_schema=Recommendation)
     graph.add_node(open_request)
     graph.add_node("infer_intent", routes_graph)
-    graph.add_node(retrieve_items, retry_policy=RETRY_UNREACHABLE, error_handler=record_retrieval_failure)
+    graph.add_node(retrieve_tagged_items, retry_policy=RETRY_UNREACHABLE, error_handler=record_retrieval_failure)
     graph.add_node(explain_item, retry_policy=RETRY_UNREACHABLE, error_handler=record_unexplained_item)
     graph.add_node(collect_explanations)
+    graph.add_node(judge_at_once, retry_policy=RETRY_UNREACHABLE, error_handler=record_judge_failure)
     graph.add_node(assemble_recommendation)
     graph.add_edge(START, "open_request")
     graph.add_edge("open_request", "infer_intent")
-    graph.add_edge("infer_intent", "retrieve_items")
-    graph.add_conditional_edges("retrieve_items", dispatch_explanations, ["explain_item", "collect_explanations"])
+    graph.add_edge("infer_intent", "retrieve_tagged_items")
+    graph.add_conditional_edges(
+        "retrieve_tagged_items", dispatch_explanations, ["explain_item", "collect_explanations"]
+    )
     graph.add_edge("explain_item", "collect_explanations")
-    graph.add_edge("collect_explanations", "assemble_recommendation")
+    graph.add_conditional_edges("collect_explanations", dispatch_grading, ["judge_at_once", "assemble_recommendation"])
+    graph.add_edge("judge_at_once", "assemble_recommendation")
     graph.add_edge("assemble_recommendation", END)
     return graph
 

@@ -12,12 +12,13 @@ from agents.assembler import (
     assemble_recommendation,
     collect_explanations,
     explanation_task,
-    judge_task,
+    judge_tasks,
     open_request,
 )
 from agents.calls import RETRY_UNREACHABLE
 from agents.context import Context, context_of
-from agents.retriever import record_retrieval_failure, retrieve_items
+from agents.fallback import record_retrieval_failure
+from agents.retriever import retrieve_items
 from agents.schemas import Recommendation, Request
 from agents.state import RecommendState
 from graphs.explanation import graph as explanation_graph
@@ -32,8 +33,8 @@ def dispatch_explanations(state: RecommendState) -> list[Send] | str:
 
 def dispatch_judging(state: RecommendState, runtime: Runtime[Context]) -> list[Send] | str:
     """One verdict an explanation, if the context asks for verdicts."""
-    explained = [item for item in state["items"] if item.explanation] if context_of(runtime).judge else []
-    return [Send("judge_explanation", judge_task(state, item)) for item in explained] or "assemble_recommendation"
+    tasks = judge_tasks(state, context_of(runtime))
+    return [Send("judge_explanation", task) for task in tasks] or "assemble_recommendation"
 
 
 def build_recommend_graph() -> StateGraph[RecommendState, Context, Request, Any]:

@@ -74,6 +74,7 @@ eval_app.command("all")(explain_errors(evaluate.everything))
 eval_app.command("tags")(explain_errors(evaluate.tags))
 eval_app.command("arm")(explain_errors(evaluate.arm))
 eval_app.command("retrieval")(explain_errors(evaluate.retrieval))
+eval_app.command("table")(explain_errors(evaluate.table))
 eval_app.command("compare")(explain_errors(evaluate.compare))
 app.command("recommend")(explain_errors(recommend.recommend))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +17,22 @@ from rich.table import Table
 
 from agents.context import Context
 from eval.metrics import Estimate
-from eval.offline import Evaluation, figures, list_classical, list_figures, open_evaluation, write_metrics
-from eval.report import write_evaluation_page
+from eval.offline import (
+    Evaluation,
+    figures,
+    list_classical,
+    list_figures,
+    open_evaluation,
+    read_metrics,
+    write_metrics,
+)
+from eval.report import short_table, write_evaluation_page
 from eval.splits import VALIDATION_BASKET, Case, basket_cases
 from eval.systems import (
     SPLITS,
     TAGGERS,
     Utility,
+    allocation_figures,
     list_systems,
     open_utility,
     read_system,
@@ -36,11 +47,9 @@ from recgpt.output import cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
-from tools.errors import ModelFilesError
+from tools.errors import ModelFilesError, OutputError
 from tools.logs import logging_to
-from tools.ranker import RANKER
 from tools.retrieval import embed_catalog
-from tools.towers import TOWERS
 
 LOG = Path("runs/eval.log.jsonl")
 ANSWERS = Path("runs/answers.sqlite")
@@ -58,6 +67,7 @@ Users = Annotated[int, typer.Option(min=1, help="the first so many evaluation ho
 WeekUsers = Annotated[int, typer.Option(min=0, help="households that V1 and V2 are asked about in each week")]
 Everyone = Annotated[bool, typer.Option("--all", help="every household")]
 OFFLINE = Path("runs/eval/offline")
+TABLE_BEGIN, TABLE_END = "<!-- made by `recgpt eval table --into README.md` -->", "<!-- end of table -->"
 
 
 def arm(
@@ -172,9 +182,9 @@ def _run_missing(
         asyncio.run(run_cases(context, todo, concurrency, write, tagger))
 
 
-def _utility(run: Evaluation, embedder: Embedder) -> Utility | None:
+def _utility(run: Evaluation, context: Context, embedder: Embedder) -> Utility | None:
     try:
-        return open_utility(run.dataset, embedder, TOWERS, RANKER)
+        return open_utility(run.dataset, embedder, context.towers, context.ranker)
     except ModelFilesError as error:
         complain("without the utility channel", str(error))
         return None
@@ -185,15 +195,39 @@ def _measure(run: Evaluation, context: Context) -> None:
     with reporting("measuring") as step:
         step("listing what the tags name")
         embedder = open_embedder(context.embedding_model)
-        list_systems(run, embedder, _utility(run, embedder))
+        utility = _utility(run, context, embedder)
+        list_systems(run, embedder, utility)
         step("figures")
         _, leaf_vectors = embed_catalog(run.dataset, embedder)
         values = {**figures(run), **list_figures(run, leaf_vectors), **system_figures(run, embedder)}
+        if utility:
+            values |= allocation_figures(run, utility, context)
         write_metrics(run.out / "metrics.json", values)
         step("page")
         tokens = {system: tokens_by_agent(read_system(run, system, "test")[: run.users]) for system in TAGGERS}
         write_evaluation_page(run.out / "report.html", values, tokens)
     say(f"figures: {run.out / 'metrics.json'}; page: {run.out / 'report.html'}")
+
+
+def table(
+    metrics: Annotated[Path, typer.Argument(help="metrics.json of `recgpt eval all`")] = OFFLINE / "metrics.json",
+    into: Annotated[Path | None, typer.Option(help="Markdown file whose table between the markers is replaced")] = None,
+) -> None:
+    """The short table of models in Markdown: printed, or put into a file between its two markers."""
+    values = read_metrics(metrics)
+    day = date.fromtimestamp(metrics.stat().st_mtime)
+    text = f"Measured on {day:%Y-%m-%d}. {short_table(values)}"
+    if into is None:
+        sys.stdout.write(text + "\n")
+        return
+    if not into.is_file():
+        raise OutputError(f"there is no file {into} to put the table into")
+    before, begin, rest = into.read_text(encoding="utf-8").partition(TABLE_BEGIN)
+    _, end, after = rest.partition(TABLE_END)
+    if not end:
+        raise OutputError(f"{into} lacks a place for the table: expected the lines {TABLE_BEGIN} and {TABLE_END}")
+    into.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    say(f"table of {metrics} in {into}")
 
 
 def compare(

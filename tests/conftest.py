@@ -164,5 +164,13 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def context(small_dir: Path, server: ScriptedServer) -> Context:
-    """The context of a request to the scripted server about the small data set."""
-    return Context(dataset=small_dir, base_url=server.base_url, model=MODEL, items=4, final_tags=8)
+    """The context of a request to the scripted server, which writes tags of its own, about the small data set."""
+    return Context(
+        dataset=small_dir,
+        base_url=server.base_url,
+        model=MODEL,
+        items=4,
+        final_tags=8,
+        tags_per_expert=15,
+        vocabulary="any",
+    )

@@ -118,6 +118,9 @@ def good_answer(agent: str, body: dict[str, Any]) -> str:
         schema = body["response_format"]["json_schema"]["schema"]
         citations = schema["$defs"]["Persona"]["properties"]["evidence"]["items"]
         return json.dumps(_planner(prompt, citations.get("enum") or [citations["const"]]))
+    if agent in ("expert", "route"):
+        tag = body["response_format"]["json_schema"]["schema"]["properties"]["tags"]["items"]
+        return json.dumps(_expert(prompt, tag.get("enum", [])))
     return json.dumps(globals()[f"_{agent}"](prompt))
 
 
@@ -137,15 +140,14 @@ def _planner(prompt: str, lines: list[str]) -> object:
     return {"personas": personas}
 
 
-def _expert(prompt: str) -> object:
+def _expert(prompt: str, vocabulary: list[str]) -> object:
     persona = re.search(r"Persona: (.+)", prompt)[1]  # type: ignore[index]
     count = int(re.search(r"Write (\d+) tags", prompt)[1])  # type: ignore[index]
+    if vocabulary:
+        return {"tags": [vocabulary[number % len(vocabulary)] for number in range(count)]}
     core = (SHOPPING | ROUTED)[persona]
     kinds = ["", "store brand ", "family size "]
     return {"tags": [f"{kind}{tag}" for kind in kinds for tag in core][:count]}
-
-
-_route = _expert  # the same question, asked of a route
 
 
 def _arbiter(prompt: str) -> object:
@@ -171,3 +173,7 @@ def _evaluator(prompt: str) -> object:
 def _reviewer(prompt: str) -> object:
     dimension = re.search(r"^- (\w+): (?:positive|neutral|negative)", prompt, re.M)[1]  # type: ignore[index]
     return {"decisive": dimension, "rationale": "All dimensions speak for the text."}
+
+
+def _one_shot(prompt: str) -> object:
+    return {"grade": "Average", "rationale": "True, and nothing more."}

@@ -109,6 +109,11 @@ def threshold(program: Program) -> NDArray[np.bool_]:
     return np.asarray(composite_scores(program, alpha, r) > program.smoothing)
 
 
+def worth(program: Program, exposures: Vector) -> float:
+    """What the program maximises, for x (n,)."""
+    return float(program.scores @ exposures - program.smoothing / 2 * exposures @ exposures)
+
+
 def composite_scores(program: Program, alpha: float, r: float) -> Vector:
     """h, (n,)."""
     return program.scores + alpha * (program.conversion - program.floor) + r

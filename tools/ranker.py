@@ -50,8 +50,8 @@ FEATURES = (
 )
 """Columns of `LeafTable.features`; counts and days as log(1 + x)."""
 DEMAND_DAYS = (3, 7, 28)
-TOWER_LEAVES = 100
-"""Leaves that the towers propose."""
+TOWER_LEAVES = 1000
+"""Leaves that the towers propose, of those never bought."""
 LONGEST_OVERDUE = 4.0
 """A leaf that was skipped four times in a row is no longer due."""
 
@@ -149,14 +149,48 @@ def read_catalogue(dataset: Dataset) -> Catalogue:
 
 def candidates(table: LeafTable, tagged: Sequence[str], towers: Mapping[str, float]) -> dict[str, Source]:
     """What the channels propose, each leaf with the first that does: tags, own purchases, the towers."""
-    near = sorted(towers, key=lambda leaf: -towers[leaf])[:TOWER_LEAVES]
     own = [leaf for leaf, bought in zip(table.leaves, table.bought, strict=True) if bought]
+    new = towers.keys() - set(own)
+    near = sorted(new, key=lambda leaf: (-towers[leaf], leaf))[:TOWER_LEAVES]
     found: dict[str, Source] = {}
     proposals: tuple[tuple[Source, Sequence[str]], ...] = (("cognitive", tagged), ("habit", own), ("towers", near))
     for source, leaves in proposals:
         for leaf in leaves:
             found.setdefault(leaf, source)
     return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A leaf that a channel proposes."""
+
+    source: Source
+    chance: float
+    """To be bought at the next visit."""
+
+
+def rank_candidates(
+    ranker: Ranker,
+    dataset: Dataset,
+    user_id: str,
+    as_of: datetime,
+    tagged: Sequence[str],
+    towers: Mapping[str, float],
+) -> dict[str, Candidate]:
+    """What the channels propose to a household, by leaf.
+
+    Args:
+        ranker: tells the chances.
+        dataset: the data set; only events before `as_of` are read.
+        user_id: the household.
+        as_of: the moment.
+        tagged: leaves that final tags name.
+        towers: scores of leaves by the towers; empty where there are none.
+    """
+    table = read_leaf_table(dataset, user_id, as_of, towers)
+    chances = ranker.probabilities(table, tagged)
+    proposed = candidates(table, tagged, towers)
+    return {leaf: Candidate(source, float(chances[table.row[leaf]])) for leaf, source in proposed.items()}
 
 
 class Network(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,10 +13,16 @@ from pathlib import Path
 import faiss
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.loading import load_once
+
+Embedding = NDArray[np.float32]
+"""Of one text, (d,)."""
+BestSellers = dict[str, tuple[str, str, list[str]]]
+"""By title: item_id, title, category path."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,31 @@ class CatalogIndex:
     def search_items(self, texts: Sequence[str], per_text: int, as_of: datetime) -> list[list[ItemMatch]]:
         """The `per_text` nearest titles of each text, an item each, best first. Blocks."""
         best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))
-        sold = np.array([row for row, title in enumerate(self.titles) if title in best], dtype=np.int64)
-        scores, rows = self._title_index.search(
-            self.embedder.embed(texts),
-            min(per_text, len(sold)),
-            params=faiss.SearchParameters(sel=faiss.IDSelectorBatch(sold)),  # type: ignore[call-arg]
-        )
+        sold = [row for row, title in enumerate(self.titles) if title in best]
+        return [self._nearest(vector, sold, per_text, best) for vector in self.embedder.embed(texts)]
+
+    def search_leaves(self, texts: Mapping[str, str], as_of: datetime) -> dict[str, ItemMatch]:
+        """For each leaf the item of it that is nearest to its text; leaves without any item are left out. Blocks."""
+        best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))
+        rows: dict[str, list[int]] = {leaf: [] for leaf in texts}
+        for row, title in enumerate(self.titles):
+            if title in best and best[title][2][-1] in rows:
+                rows[best[title][2][-1]].append(row)
+        if not texts:
+            return {}
+        vectors = zip(texts, self.embedder.embed(list(texts.values())), strict=True)
+        found = {leaf: self._nearest(vector, rows[leaf], 1, best) for leaf, vector in vectors}
+        return {leaf: matches[0] for leaf, matches in found.items() if matches}
+
+    def _nearest(self, vector: Embedding, rows: Sequence[int], count: int, best: BestSellers) -> list[ItemMatch]:
+        """The `count` nearest of some titles."""
+        if not rows:
+            return []
+        among = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(rows, dtype=np.int64)))  # type: ignore[call-arg]
+        scores, found = self._title_index.search(vector[None], min(count, len(rows)), params=among)
         return [
-            [
-                ItemMatch(*best[self.titles[row]], score=float(score))
-                for score, row in zip(line_scores, line_rows, strict=True)
-            ]
-            for line_scores, line_rows in zip(scores, rows, strict=True)
+            ItemMatch(*best[self.titles[row]], score=float(score))
+            for score, row in zip(scores[0], found[0], strict=True)
         ]
 
 
@@ -115,20 +134,24 @@ def leaf_paths(dataset: Dataset) -> list[list[str]]:
 
 
 @load_once(maxsize=4)
-def best_sellers(dataset: Dataset, before: datetime) -> dict[str, tuple[str, str, list[str]]]:
-    """For each title the item most often in events before `before`: (item_id, title, category path).
+def best_sellers(dataset: Dataset, before: datetime) -> BestSellers:
+    """For each title the item most often in events before `before`.
 
     Only items that are sold by then, see `available_from`.
     """
     counts = dataset.events_before(before).group_by("item_id").len("sold")
     ranked = (
-        dataset.items.filter(pl.col("available_from").is_null() | (pl.col("available_from") < before))
+        _sold_by(dataset, before)
         .select("item_id", "title", "category")
         .join(counts, on="item_id", how="left")
         .sort(pl.col("sold").fill_null(0), "item_id", descending=[True, False])
         .unique("title", keep="first", maintain_order=True)
     )
     return {title: (item, title, path) for item, title, path, _ in ranked.iter_rows()}
+
+
+def _sold_by(dataset: Dataset, before: datetime) -> pl.DataFrame:
+    return dataset.items.filter(pl.col("available_from").is_null() | (pl.col("available_from") < before))
 
 
 POPULAR_DAYS = 28
@@ -140,7 +163,7 @@ def popular_items(dataset: Dataset, before: datetime, count: int) -> list[str]:
         dataset.events_before(before, since=before - timedelta(days=POPULAR_DAYS))
         .group_by("item_id")
         .len()
-        .join(dataset.items.select("item_id", leaf=pl.col("category").list.last()), on="item_id")
+        .join(_sold_by(dataset, before).select("item_id", leaf=pl.col("category").list.last()), on="item_id")
         .sort("len", "item_id", descending=[True, False])
         .unique("leaf", keep="first", maintain_order=True)["item_id"]
         .head(count)

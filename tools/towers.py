@@ -24,15 +24,15 @@ from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.errors import ModelFilesError
 from tools.loading import load_once
-from tools.purchases import purchases_before
+from tools.purchases import Scores, purchases_before
 from tools.retrieval import embed_catalog
 from tools.weights import CARD, read_weights, write_weights
 
 TOWERS = Path(__file__).parent.parent / "training" / "weights" / "towers"
 """The trained towers that come with the project."""
 WEIGHTS = "towers.safetensors"
-SEARCHED = 2000
-"""Titles that are looked up for a household."""
+SEARCHED = 20_000
+"""Titles that are looked up for a household, at most."""
 AGE_BUCKETS = 12
 """Ages of purchases by powers of two: under a day, under two days, under four ..."""
 
@@ -122,13 +122,13 @@ class TowerIndex:
             found = self.towers.users(texts, ages, torch.ones(ages.shape, dtype=torch.bool))
         return np.asarray(found[0].numpy(), dtype=np.float32)
 
-    def search(self, interests: Embeddings, count: int) -> list[tuple[int, float]]:
-        """The `count` best titles of any interest: row and score, best first."""
+    def search(self, interests: Embeddings, count: int) -> tuple[NDArray[np.int64], Scores]:
+        """The `count` best titles of any interest: their rows and scores, best first."""
         found, rows = self._index.search(interests, min(count, self._index.ntotal))
-        best: dict[int, float] = {}
-        for score, row in zip(found.ravel().tolist(), rows.ravel().tolist(), strict=True):
-            best[row] = max(score, best.get(row, score))
-        return sorted(best.items(), key=lambda pair: -pair[1])[:count]
+        best: Scores = np.full(self._index.ntotal, -np.inf, dtype=np.float32)
+        np.maximum.at(best, rows.ravel(), found.ravel())
+        order = np.argsort(-best, kind="stable")[: min(count, int(np.isfinite(best).sum()))]
+        return order, best[order]
 
 
 def build_index(
@@ -151,7 +151,10 @@ class TowerMatch:
 
 
 def leaf_matches(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, TowerMatch]:
-    """The leaves of the `SEARCHED` best titles for a household at a moment; none without a purchase before that."""
+    """The leaves of the `SEARCHED` best titles for a household at a moment, best first.
+
+    None without a purchase before that; of a leaf the best title that was sold by then.
+    """
     bought = purchases_before(dataset, as_of, user_id)
     if bought.is_empty():
         return {}
@@ -159,12 +162,14 @@ def leaf_matches(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datet
     history = bought.select("title", days).unique(maintain_order=True)
     interests = index.interests(history["title"].to_list(), history["days"].to_list())
     leaves, leaf_of = leaf_of_titles(dataset)
-    found: dict[str, TowerMatch] = {}
-    sold = np.datetime64(as_of)
-    for row, score in index.search(interests, SEARCHED):
-        if index.sold_from[row] < sold:
-            found.setdefault(leaves[leaf_of[row]], TowerMatch(index.titles[row], score))
-    return found
+    rows, found = index.search(interests, SEARCHED)
+    sold = index.sold_from[rows] < np.datetime64(as_of)
+    rows, found = rows[sold], found[sold]
+    _, first = np.unique(leaf_of[rows], return_index=True)
+    return {
+        leaves[leaf_of[rows[place]]]: TowerMatch(index.titles[rows[place]], float(found[place]))
+        for place in np.sort(first)
+    }
 
 
 def tower_scores(index: TowerIndex, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.allocation import Program, multipliers, solve_in_closed_form, solve_numerically, threshold
+from tools.allocation import Program, multipliers, solve_in_closed_form, solve_numerically, threshold, worth
 from tools.errors import SettingError
 
 
@@ -27,6 +27,17 @@ def test_closed_form_and_solver_agree(seed: int) -> None:
     assert np.abs(numeric - closed).max() < 1e-6
     assert (program.conversion - program.floor) @ closed > -1e-9
     assert program.least - 1e-9 <= closed.sum() <= program.most + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_allowed_is_worth_more_than_the_optimum(seed: int) -> None:
+    program = random_program(seed)
+    best = solve_in_closed_form(program)
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        other = np.clip(best + rng.normal(0, 0.1, len(best)), 0, 1)
+        allowed = (program.conversion - program.floor) @ other >= 0 and program.least <= other.sum() <= program.most
+        assert not allowed or worth(program, other) <= worth(program, best) + 1e-9
 
 
 def test_without_binding_bounds_exposure_is_the_score_over_the_smoothing() -> None:

@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 from eval.metrics import Estimate
+from eval.offline import write_metrics
 from eval.report import table, write_evaluation_page
+from recgpt.cli import app
 
 VALUES = {
     **{
@@ -49,3 +53,26 @@ def test_a_row_has_a_cell_for_each_column() -> None:
     rows = table(VALUES, "models")
     assert list(rows) == ["popularity", "v1", "v2_combined"]
     assert [cell.mean if cell else None for cell in rows["v1"]][:4] == [0.21, 0.21, 0.21, None]
+
+
+def test_the_table_of_the_readme_is_made_from_the_figures(tmp_path: Path) -> None:
+    metrics, readme = tmp_path / "metrics.json", tmp_path / "README.md"
+    write_metrics(metrics, VALUES)
+    readme.write_text(
+        "# A\n\n<!-- made by `recgpt eval table --into README.md` -->\nstale\n<!-- end of table -->\nmore\n"
+    )
+    arguments = ["eval", "table", str(metrics), "--into", str(readme)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    text = readme.read_text()
+    assert "stale" not in text and text.startswith("# A\n") and text.endswith("<!-- end of table -->\nmore\n")
+    assert "before the last basket of 500 households" in text
+    assert "| v2_combined | 0.360 [0.350, 0.380] | 0.360 [0.350, 0.380] |  |  |" in text
+    assert "v2_cognitive" not in text
+    CliRunner().invoke(app, arguments)
+    assert readme.read_text() == text
+    readme.write_text("# none")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "lacks a place for the table" in result.output
+    assert readme.read_text() == "# none"
+    result = CliRunner().invoke(app, ["eval", "table", str(tmp_path / "absent.json")])
+    assert result.exit_code == 1 and "has no figures" in result.output

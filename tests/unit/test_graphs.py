@@ -17,9 +17,9 @@ from graphs.intent import graph as intent_graph
 from graphs.judge import graph as judge_graph
 from graphs.recommend import build_recommend_graph
 from graphs.recommend import graph as recommend_graph
-from tests.conftest import AS_OF, write_small_dataset
+from tests.conftest import AS_OF, ITEMS, write_small_dataset
 from tests.scripted_server import Reply, ScriptedServer, good_answer
-from tools.errors import DatasetError, NoHistoryError, ServerUnreachableError, UnknownUserError
+from tools.errors import DatasetError, ModelFilesError, NoHistoryError, ServerUnreachableError, UnknownUserError
 
 REQUEST = Request(user_id="h1", as_of=AS_OF)
 
@@ -160,9 +160,9 @@ async def test_an_answer_that_is_cut_off_never_counts(context: Context, server: 
     assert [f.kind for f in result.failures] == ["invalid_answer"]
     assert {r.reason for r in result.rejected} == {"it was too long and was cut off"}
     assert result.personas == [] and result.tags == []
-    assert [item.channel for item in result.items] == ["habit"] * 4
+    assert {item.channel for item in result.items} <= {"habit", "towers"} and len(result.items) == 4
     assert all(item.explanation for item in result.items)
-    assert "items are what the household buys already, then what all buy: there are no tags" in result.degraded
+    assert "items are of the utility channel alone: there are no tags" in result.degraded
 
 
 async def test_one_expert_less_is_a_failure_in_the_list(context: Context, server: ScriptedServer) -> None:
@@ -240,7 +240,7 @@ async def test_without_experts_there_are_no_tags_but_an_answer(context: Context,
     script(server, "expert", Reply("nonsense"))
     result = await recommend(context)
     assert len(result.failures) == 3
-    assert result.tags == [] and result.items[0].channel == "habit"
+    assert result.tags == [] and {item.channel for item in result.items} <= {"habit", "towers"}
 
 
 async def test_without_the_arbiter_the_experts_tags_go_on_in_turn(context: Context, server: ScriptedServer) -> None:
@@ -385,12 +385,64 @@ async def test_an_embedding_endpoint_that_dies_leaves_tags_and_own_purchases(
     assert all(item.explanation and item.evidence for item in result.items)
 
 
-async def test_a_short_history_is_filled_up_with_what_all_buy(context: Context, server: ScriptedServer) -> None:
+async def test_a_short_history_without_tags_and_towers_is_filled_up_with_what_all_buy(
+    context: Context, server: ScriptedServer, tmp_path: Path
+) -> None:
     script(server, "planner", Reply("nonsense"))
-    result = await recommend(context, "h2")
+    result = await recommend(context, "h2", towers=tmp_path / "none")
     assert [item.channel for item in result.items] == ["habit", "habit", "popular", "popular"]
     assert len({item.item_id for item in result.items}) == 4
     assert all(item.explanation for item in result.items)
+    assert any("knows own purchases only" in note and "recgpt train towers" in note for note in result.degraded)
+    assert "the channels proposed 2 items where 4 were asked for; 2 others fill the page" in result.degraded
+
+
+async def test_each_item_says_its_channel_and_what_it_rests_on(context: Context) -> None:
+    result = await recommend(context, items=8)
+    tags = {tag.tag for tag in result.tags}
+    assert "cognitive" in {item.channel for item in result.items}
+    for item in result.items:
+        assert (item.tag in tags) == (item.persona is not None) == (item.channel == "cognitive")
+        assert 0 < item.score < 1
+        own = [line.id for line in result.household.history if line.leaf == item.category[-1]]
+        assert item.channel != "habit" or (item.evidence and set(item.evidence) <= set(own))
+    assert len({item.title for item in result.items}) == 8
+
+
+async def test_a_page_for_more_than_there_is_has_all_there_is(context: Context) -> None:
+    result = await recommend(context, items=50)
+    assert sorted(item.item_id for item in result.items) == sorted(item for item, *_ in ITEMS)
+    assert "the channels proposed 8 items where 50 were asked for; 0 others fill the page" in result.degraded
+
+
+async def test_a_tag_whose_leaf_is_not_sold_says_so(tmp_path: Path, context: Context, server: ScriptedServer) -> None:
+    import polars as pl
+
+    directory = write_small_dataset(tmp_path / "late")
+    items = pl.read_parquet(directory / "items.parquet")
+    late = pl.when(pl.col("item_id") == "pumpkin").then(datetime(2018, 1, 1)).otherwise(None)
+    items.with_columns(available_from=late).write_parquet(directory / "items.parquet")
+    script(server, "expert", Reply(json.dumps({"tags": ["canned pumpkin"] + [f"frozen pizza {n}" for n in range(14)]})))
+    result = await recommend(context, dataset=directory)
+    assert any(tag.tag == "canned pumpkin" for tag in result.tags)
+    assert "no item of their leaf category is sold for the tags: canned pumpkin" in result.degraded
+    assert "pumpkin" not in {item.item_id for item in result.items}
+
+
+async def test_a_household_that_only_looked_at_things_gets_a_page(tmp_path: Path, context: Context) -> None:
+    import polars as pl
+
+    directory = write_small_dataset(tmp_path / "clicks")
+    events = pl.read_parquet(directory / "events.parquet")
+    events.with_columns(action=pl.lit("click")).write_parquet(directory / "events.parquet")
+    result = await recommend(context, dataset=directory, items=6)
+    assert len({item.title for item in result.items}) == len(result.items) == 6
+    assert result.failures == []
+
+
+async def test_a_missing_ranker_is_an_error(context: Context, tmp_path: Path) -> None:
+    with pytest.raises(ModelFilesError, match="recgpt train ranker"):
+        await recommend(context, ranker=tmp_path / "none")
 
 
 async def test_tags_that_become_one_by_rewriting_are_listed(context: Context, server: ScriptedServer) -> None:

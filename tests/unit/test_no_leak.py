@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from tools.ranker import read_leaf_table
 from tools.retrieval import best_sellers, popular_items, popular_leaves
 from tools.shelf import fill_shelves
 from tools.signals import read_signals
+from tools.towers import Towers, TowerShape, index_catalogue, tower_scores
 from training.data import training_view
 from training.ranker import cut_points
 
@@ -58,7 +60,7 @@ def shelves(dataset: Dataset, case: Case) -> Any:
 
 
 def leaf_features(dataset: Dataset, case: Case) -> Any:
-    return read_leaf_table(dataset, case.user_id, case.as_of, {}).features
+    return read_leaf_table(dataset, case.user_id, case.as_of, {}).features.tolist()
 
 
 def categories(dataset: Dataset) -> LevelData:
@@ -69,6 +71,14 @@ def situation(dataset: Dataset, case: Case) -> Situation:
     return Situation(case.user_id, case.as_of, categories(dataset).households[case.user_id].before(case.as_of))
 
 
+def scores_of_towers(dataset: Dataset, case: Case) -> Any:
+    torch.manual_seed(0)
+    titles = dataset.items["title"].n_unique()
+    texts = np.random.default_rng(0).normal(size=(titles, 8)).astype(np.float32)
+    index = index_catalogue(Towers(TowerShape(text=8)), dataset, texts)
+    return tower_scores(index, dataset, case.user_id, case.as_of)
+
+
 READERS: dict[str, Reader] = {
     "the planner's history": lambda dataset, case: read_history(dataset, case.user_id, case.as_of),
     "the routes' history": lambda dataset, case: read_events(dataset, case.user_id, case.as_of),
@@ -77,9 +87,8 @@ READERS: dict[str, Reader] = {
     "popular items": lambda dataset, case: popular_items(dataset, midnight(case), 30),
     "popular leaves": lambda dataset, case: popular_leaves(dataset, midnight(case)),
     "the item that stands for a title": lambda dataset, case: best_sellers(dataset, midnight(case)),
-    "the ranker's features": lambda dataset, case: read_leaf_table(
-        dataset, case.user_id, case.as_of, {}
-    ).features.tolist(),
+    "the towers' scores": scores_of_towers,
+    "the ranker's features": leaf_features,
 }
 
 

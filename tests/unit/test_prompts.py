@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prompts.rubric import load_rubrics
 from prompts.template import DIRECTORY, VALUE_LIMIT, Prompt, PromptError, clean, load_prompt
 
-AGENTS = ["planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer", "repair", "route"]
+AGENTS = ["planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer", "repair", "route", "one_shot"]
 
 PROMPT = Prompt.model_validate(
     {

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from agents.schemas import Tag
+from eval.baskets import read_level
+from eval.splits import SEED, TEST_BASKET, VALIDATION_BASKET, Case, basket_cases
+from eval.tags import TagRun
 from tests.conftest import AS_OF
-from tools.dataset import Dataset
-from tools.errors import ModelFilesError
+from tools.dataset import Dataset, open_dataset
+from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.errors import DatasetError, ModelFilesError
 from tools.ranker import (
     FEATURES,
     LONGEST_OVERDUE,
@@ -21,7 +26,9 @@ from tools.ranker import (
     read_leaf_table,
     save_ranker,
 )
-from training.ranker import RankerRecipe, Rows, fit
+from tools.retrieval import leaf_paths
+from tools.towers import TOWERS, open_towers
+from training.ranker import RankerRecipe, Rows, choose_tag_bonus, cut_points, fit
 
 
 def feature(table: LeafTable, leaf: str, name: str) -> float:
@@ -92,3 +99,52 @@ def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path)
     card.write_text(card.read_text().replace("days_bought", "moon_phase"))
     with pytest.raises(ModelFilesError, match=r"moon_phase.*recgpt train ranker"):
         load_ranker(other)
+
+
+def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(prepared_dir: Path) -> None:
+    torch.manual_seed(0)
+    dataset = open_dataset(prepared_dir)
+    index = open_towers(dataset, open_embedder(PACKAGED_MODEL), TOWERS)
+    cases = basket_cases(dataset, VALIDATION_BASKET, 4, SEED)
+    path_of = {path[-1]: path for path in leaf_paths(dataset)}
+    runs = [tagged_run(case, [path_of[leaf] for leaf in sorted(case.target)]) for case in cases]
+    chosen, values = choose_tag_bonus(Ranker(Network().eval(), 0.0), dataset, index, runs)
+    assert chosen.tag_bonus > 0  # the tags name what was bought
+    assert values[str(chosen.tag_bonus)] == max(values.values()) > values["0.0"]
+    none, nothing = choose_tag_bonus(Ranker(Network().eval(), 0.0), dataset, index, [])
+    assert none.tag_bonus == 0 and nothing == {}
+    tested = basket_cases(dataset, TEST_BASKET, 1, SEED)[0]
+    with pytest.raises(DatasetError, match="no validation basket"):
+        choose_tag_bonus(chosen, dataset, index, [tagged_run(tested, [])])
+
+
+def tagged_run(case: Case, paths: list[list[str]]) -> TagRun:
+    tags = [
+        Tag(tag=path[-1], persona="p", category=path, score=1, reason="r", source="model", proposed=path[-1])
+        for path in paths
+    ]
+    return TagRun(
+        user_id=case.user_id,
+        as_of=case.as_of,
+        settings={},
+        target=sorted(case.target),
+        bought=sorted(case.bought),
+        history=[],
+        personas=[],
+        shelves=[],
+        pool=[],
+        tags=tags,
+        calls=[],
+        failures=[],
+    )
+
+
+def test_the_ranker_learns_on_the_last_training_baskets(journey: Dataset) -> None:
+    data = read_level(journey, "leaf")
+    cuts = cut_points(data, 3)
+    users = [user for user, _, _ in cuts]
+    assert max(users.count(user) for user in users[:60]) == 3
+    for user, as_of, target in cuts[:20]:
+        own = data.training()[user]
+        assert as_of in own.starts[-3:].tolist()
+        assert target == {data.entities[e] for e in own.contents[own.starts.tolist().index(as_of)]}

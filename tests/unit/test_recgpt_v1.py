@@ -162,8 +162,12 @@ async def test_an_item_without_a_text_goes_on(context: Context, server: Scripted
 
 
 async def test_the_fixed_prompt_tells_the_facts_that_the_explainer_is_told(
-    context: Context, server: ScriptedServer
+    context: Context, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def gone(*args: object) -> None:
+        raise ServerUnreachableError("embedding endpoint is gone")
+
+    monkeypatch.setattr("tools.embedding.LocalEmbedder.embed", gone)  # both show what is bought anyway
     script_routes(server, lambda name: Reply("nonsense"))
     server_facts = re.compile(r"^(?:Now|Persona|Item|Shelf|The item so far|- ).*$", re.M)
     await run_v1(context)
@@ -269,3 +273,22 @@ async def test_a_service_resumes_from_its_checkpoint(
         state = await compiled.ainvoke(None, config, context=context)
     assert len(server.requests) == asked  # nothing is asked twice
     assert len(Recommendation.model_validate(state).items) == 4
+
+
+async def test_the_one_shot_judge_gives_one_grade_a_text(context: Context, server: ScriptedServer) -> None:
+    result = await run_v1(context, judge=True)
+    assert {(item.verdict.grade, item.verdict.decisive) for item in result.items if item.verdict} == {("Average", None)}
+    assert result.usage.by_agent["one_shot"].llm_calls == len(result.items) == 4
+    prompt = server.prompts("one_shot")[0]
+    assert all(f"- {name}: " in prompt for name in ("Relevance", "Factuality", "Timeliness"))
+    assert "Text to judge:\n" in prompt and "- item: " in prompt
+
+
+async def test_a_grade_that_is_none_never_becomes_a_verdict(context: Context, server: ScriptedServer) -> None:
+    server.answer = lambda agent, body: Reply(
+        '{"grade": "Great", "rationale": "so good"}' if agent == "one_shot" else good_answer(agent, body)
+    )
+    result = await run_v1(context, judge=True, items=1)
+    assert result.items[0].verdict is None
+    assert [f.agent for f in result.failures] == ["one_shot"]
+    assert "the judge gave no valid answer" in str(result.degraded)

@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from agents.context import Context
 from agents.schemas import CallRecord, ProposedTag
 from eval.offline import Evaluation, figures, listed_models, open_evaluation
 from eval.splits import Case
-from eval.systems import list_systems, read_system, runs_path, system_figures
-from eval.tags import TagRun
+from eval.systems import allocation_figures, list_systems, open_utility, read_system, runs_path, system_figures
+from eval.tags import TagRun, settings_of
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.ranker import RANKER
 from tools.shelf import tag_text
+from tools.towers import TOWERS
 
 CALL = CallRecord(
     agent="expert",
@@ -90,3 +93,19 @@ def test_lists_go_with_the_runs_that_made_them(run: Evaluation) -> None:
     runs_path(run, "v2", "test").unlink()
     list_systems(run, embedder, None)
     assert listed_models(run, "test", "leaf") == []
+
+
+def test_pages_of_whole_items_lose_little(run: Evaluation) -> None:
+    embedder = open_embedder(PACKAGED_MODEL)
+    keep_runs(run, "v2", run.cases("test", 3), {})
+    values = allocation_figures(run, open_utility(run.dataset, embedder, TOWERS, RANKER), Context(items=5))
+    assert values["allocation.page.exposures"].mean == 5
+    assert values["allocation.page.loss"].n == 3
+    assert 0 <= values["allocation.page.loss"].mean < 0.5
+
+
+def test_runs_go_on_only_with_the_settings_that_tags_depend_on(tmp_path: Path) -> None:
+    usual = settings_of(Context())
+    assert settings_of(Context(exploration=3, items=2, ranker=tmp_path, explainer_temperature=0.1)) == usual
+    assert settings_of(Context(tags_per_expert=9)) != usual and settings_of(Context(vocabulary="any")) != usual
+    assert {"vocabulary", "model", "planner_prompt", "shelf", "seed"} <= usual.keys() and "api_key" not in usual

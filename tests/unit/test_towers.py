@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from eval.baskets import Baskets
 from tools.errors import ModelFilesError
 from tools.towers import AGE_BUCKETS, Towers, TowerShape, age_buckets, build_index, load_towers, save_towers, scores
+from training.towers import TowerRecipe, batches
 
 SHAPE = TowerShape(text=8, width=6, interests=3, length=5)
 TITLES = [f"t{n}" for n in range(20)]
@@ -52,9 +54,10 @@ def test_search_finds_what_scoring_all_finds(towers: Towers) -> None:
     interests = index.interests(["t3", "t1", "t4"], [30.0, 2.0, 0.5])
     assert interests.shape == (3, 6)
     expected = (interests @ index.items.T).max(axis=0)
-    found = index.search(interests, 5)
-    assert [row for row, _ in found] == np.argsort(-expected)[:5].tolist()
-    assert [score for _, score in found] == pytest.approx(np.sort(expected)[::-1][:5].tolist(), rel=1e-5)
+    rows, found = index.search(interests, 5)
+    assert rows.tolist() == np.argsort(-expected)[:5].tolist()
+    assert found.tolist() == pytest.approx(np.sort(expected)[::-1][:5].tolist(), rel=1e-5)
+    assert len(index.search(interests, 99)[0]) == len(TITLES)
 
 
 def test_only_the_last_purchases_are_read(towers: Towers) -> None:
@@ -74,3 +77,29 @@ def test_saved_towers_come_back_for_their_embedder_only(towers: Towers, tmp_path
         load_towers(tmp_path, "other")
     with pytest.raises(ModelFilesError, match="no towers"):
         load_towers(tmp_path / "absent", "minilm")
+
+
+def bought_on(*baskets: list[int]) -> Baskets:
+    """A basket a week."""
+    starts = np.datetime64("2017-01-01T12:00:00", "us") + np.arange(len(baskets)) * np.timedelta64(7, "D")
+    return Baskets(starts, [np.array(basket) for basket in baskets])
+
+
+def test_an_example_is_a_history_and_the_basket_after_it() -> None:
+    leaf_of = np.array([0, 0, 1, 2, 3])
+    own = bought_on([0], [2], [1, 3, 4], [0, 1, 2], [4])
+    recipe = TowerRecipe(cuts=9, least_baskets=2, for_ranker=2)
+    (batch,) = batches([own], leaf_of, recipe, length=3, rng=np.random.default_rng(0))
+    assert batch.rows.tolist() == [[0, 2, 0]]
+    assert batch.there.tolist() == [[True, True, False]]  # the third is padding, not title 0
+    assert batch.ages[0, :2].tolist() == age_buckets(np.array([14.0, 7.0])).tolist()
+    # Leaf 0 was bought before, leaves 2 and 3 not: what is new counts as much as what is not.
+    assert batch.targets.tolist() == [[0.0, 0.5, 0.0, 0.25, 0.25]]
+
+
+def test_a_households_last_baskets_are_no_targets() -> None:
+    own = bought_on(*([n] for n in range(8)))
+    recipe = TowerRecipe(cuts=99, least_baskets=3, for_ranker=3)
+    (batch,) = batches([own], np.arange(8), recipe, length=20, rng=np.random.default_rng(0))
+    assert sorted(batch.targets.argmax(dim=1).tolist()) == [3, 4]
+    assert list(batches([bought_on([0], [1])], np.arange(8), recipe, 20, np.random.default_rng(0))) == []

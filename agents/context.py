@@ -97,14 +97,14 @@ class Context(BaseSettings):
         RANKER, description="directory of a trained ranker", json_schema_extra=_for_nodes("retrieve_items")
     )
     exploration: float = Field(
-        1.0,
+        0.5,
         ge=0,
         le=10,
         description="what it is worth that an item comes from tags, where the likeliest item of all is worth 1",
         json_schema_extra=_for_nodes("retrieve_items"),
     )
     conversion_floor: float = Field(
-        0.4,
+        0.5,
         ge=0,
         le=1,
         description="the mean chance of what is shown is at least this share of the best possible",

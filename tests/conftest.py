@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,9 @@ import polars as pl
 import pytest
 
 from agents.context import Context
+from agents.schemas import CallRecord, ProposedTag, Tag
+from eval.splits import Case
+from eval.tags import TagRun
 from tests.scripted_server import MODEL, ScriptedServer
 from tools.dataset import Dataset, DatasetInfo, open_dataset, write_dataset
 from tools.datasets import completejourney
@@ -153,6 +156,26 @@ def small_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(small_dir: Path) -> Dataset:
     return open_dataset(small_dir)
+
+
+def tag_run(
+    case: Case, pool: Sequence[ProposedTag] = (), tags: Sequence[Tag] = (), calls: Sequence[CallRecord] = ()
+) -> TagRun:
+    """A household's run as the evaluation keeps it, of which only some parts matter."""
+    return TagRun(
+        user_id=case.user_id,
+        as_of=case.as_of,
+        settings={},
+        target=sorted(case.target),
+        bought=sorted(case.bought),
+        history=[],
+        personas=[],
+        shelves=[],
+        pool=list(pool),
+        tags=list(tags),
+        calls=list(calls),
+        failures=[],
+    )
 
 
 @pytest.fixture

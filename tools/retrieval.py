@@ -13,14 +13,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.loading import load_once
 
-Embedding = NDArray[np.float32]
-"""Of one text, (d,)."""
 BestSellers = dict[str, tuple[str, str, list[str]]]
 """By title: item_id, title, category path."""
 
@@ -70,30 +67,34 @@ class CatalogIndex:
         """The `per_text` nearest titles of each text, an item each, best first. Blocks."""
         best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))
         sold = [row for row, title in enumerate(self.titles) if title in best]
-        return [self._nearest(vector, sold, per_text, best) for vector in self.embedder.embed(texts)]
+        return self._nearest(self.embedder.embed(texts), sold, per_text, best)
 
     def search_leaves(self, texts: Mapping[str, str], as_of: datetime) -> dict[str, ItemMatch]:
         """For each leaf the item of it that is nearest to its text; leaves without any item are left out. Blocks."""
+        if not texts:
+            return {}
         best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))
         rows: dict[str, list[int]] = {leaf: [] for leaf in texts}
         for row, title in enumerate(self.titles):
             if title in best and best[title][2][-1] in rows:
                 rows[best[title][2][-1]].append(row)
-        if not texts:
-            return {}
-        vectors = zip(texts, self.embedder.embed(list(texts.values())), strict=True)
-        found = {leaf: self._nearest(vector, rows[leaf], 1, best) for leaf, vector in vectors}
-        return {leaf: matches[0] for leaf, matches in found.items() if matches}
+        found: dict[str, ItemMatch] = {}
+        for leaf, vector in zip(texts, self.embedder.embed(list(texts.values())), strict=True):
+            for match in self._nearest(vector[None], rows[leaf], 1, best)[0]:
+                found[leaf] = match
+        return found
 
-    def _nearest(self, vector: Embedding, rows: Sequence[int], count: int, best: BestSellers) -> list[ItemMatch]:
-        """The `count` nearest of some titles."""
+    def _nearest(
+        self, vectors: Embeddings, rows: Sequence[int], count: int, best: BestSellers
+    ) -> list[list[ItemMatch]]:
+        """The `count` nearest to each of the vectors (m, d) among some titles, best first."""
         if not rows:
-            return []
+            return [[] for _ in vectors]
         among = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(rows, dtype=np.int64)))  # type: ignore[call-arg]
-        scores, found = self._title_index.search(vector[None], min(count, len(rows)), params=among)
+        scores, found = self._title_index.search(vectors, min(count, len(rows)), params=among)
         return [
-            ItemMatch(*best[self.titles[row]], score=float(score))
-            for score, row in zip(scores[0], found[0], strict=True)
+            [ItemMatch(*best[self.titles[row]], score=float(score)) for score, row in zip(*line, strict=True)]
+            for line in zip(scores, found, strict=True)
         ]
 
 

@@ -11,7 +11,7 @@ from agents.schemas import ProposedTag
 from eval.metrics import estimate, hit_rate_at_k
 from eval.splits import TRAIN_END, VALIDATION_BASKET, Case, basket_cases
 from eval.tags import TagRun, compare_arms, read_own_runs, run_cases, settings_of
-from tests.conftest import AS_OF
+from tests.conftest import AS_OF, tag_run
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import OutputError, ServerUnreachableError
@@ -90,17 +90,4 @@ def test_a_file_is_continued_with_its_own_settings_only(tmp_path: Path, small_di
 
 
 def _run(case: Case, leaves: list[str]) -> TagRun:
-    return TagRun(
-        user_id=case.user_id,
-        as_of=case.as_of,
-        settings={},
-        target=sorted(case.target),
-        bought=sorted(case.bought),
-        history=[],
-        personas=[],
-        shelves=[],
-        pool=[ProposedTag(tag=tag_text(leaf), persona="p") for leaf in leaves],
-        tags=[],
-        calls=[],
-        failures=[],
-    )
+    return tag_run(case, pool=[ProposedTag(tag=tag_text(leaf), persona="p") for leaf in leaves])

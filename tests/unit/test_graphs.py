@@ -51,8 +51,9 @@ async def test_a_whole_request(context: Context, server: ScriptedServer) -> None
     assert len({tag.tag for tag in result.tags}) == len(result.tags) >= 6  # eight picks, some of one leaf
     assert all(tag.category and tag.score for tag in result.tags)
     assert len(result.items) == 4
+    assert {item.channel for item in result.items} == {"cognitive", "habit"}
     for item in result.items:
-        assert item.tag in {tag.tag for tag in result.tags}
+        assert item.tag in ({tag.tag for tag in result.tags} if item.channel == "cognitive" else {None})
         assert item.explanation and item.style and item.verdict
         assert item.verdict.grade == "Superior"
     assert result.failures == result.rejected == []

@@ -11,7 +11,7 @@ from agents.schemas import Tag
 from eval.baskets import read_level
 from eval.splits import SEED, TEST_BASKET, VALIDATION_BASKET, Case, basket_cases
 from eval.tags import TagRun
-from tests.conftest import AS_OF
+from tests.conftest import AS_OF, tag_run
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, ModelFilesError
@@ -123,20 +123,7 @@ def tagged_run(case: Case, paths: list[list[str]]) -> TagRun:
         Tag(tag=path[-1], persona="p", category=path, score=1, reason="r", source="model", proposed=path[-1])
         for path in paths
     ]
-    return TagRun(
-        user_id=case.user_id,
-        as_of=case.as_of,
-        settings={},
-        target=sorted(case.target),
-        bought=sorted(case.bought),
-        history=[],
-        personas=[],
-        shelves=[],
-        pool=[],
-        tags=tags,
-        calls=[],
-        failures=[],
-    )
+    return tag_run(case, tags=tags)
 
 
 def test_the_ranker_learns_on_the_last_training_baskets(journey: Dataset) -> None:

@@ -9,7 +9,8 @@ from agents.schemas import CallRecord, ProposedTag
 from eval.offline import Evaluation, figures, listed_models, open_evaluation
 from eval.splits import Case
 from eval.systems import allocation_figures, list_systems, open_utility, read_system, runs_path, system_figures
-from eval.tags import TagRun, settings_of
+from eval.tags import settings_of
+from tests.conftest import tag_run
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.ranker import RANKER
@@ -37,24 +38,11 @@ def run(prepared_dir: Path, tmp_path: Path) -> Evaluation:
 def keep_runs(run: Evaluation, system: str, cases: list[Case], tags: dict[str, list[str]]) -> None:
     path = runs_path(run, system, "test")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        TagRun(
-            user_id=case.user_id,
-            as_of=case.as_of,
-            settings={},
-            target=sorted(case.target),
-            bought=sorted(case.bought),
-            history=[],
-            personas=[],
-            shelves=[],
-            pool=[ProposedTag(tag=tag, persona=persona) for persona, own in tags.items() for tag in own]
-            + [ProposedTag(tag=tag_text(leaf), persona="target") for leaf in sorted(case.target)],
-            tags=[],
-            calls=[CALL, CALL],
-            failures=[],
-        ).model_dump_json()
-        for case in cases
-    ]
+    proposed = [ProposedTag(tag=tag, persona=persona) for persona, own in tags.items() for tag in own]
+    lines = []
+    for case in cases:
+        wanted = [ProposedTag(tag=tag_text(leaf), persona="target") for leaf in sorted(case.target)]
+        lines.append(tag_run(case, pool=[*proposed, *wanted], calls=[CALL, CALL]).model_dump_json())
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -129,6 +129,13 @@ class Context(BaseSettings):
         description="most tokens of the planner's prompt, never more than the model's window holds",
         json_schema_extra=_for_nodes("plan_intents"),
     )
+    route_tokens: int = Field(
+        3000,
+        ge=500,
+        le=1_000_000,
+        description="most tokens of the prompt of one of the baseline's routes, never more than the model's window holds",
+        json_schema_extra=_for_nodes("fit_events"),
+    )
     default_window: int = Field(
         8192, ge=1024, le=10_000_000, description="context window of a server that does not tell its own"
     )

@@ -50,8 +50,9 @@ ROUTES = (
 async def fit_events(state: IntentState, runtime: Runtime[Context]) -> IntentState:
     """Open the routes, keep the newest events that fit the prompt of every route, and report the cut.
 
-    All routes read the same events, so that what their prompts begin with is the same; what fits is the model's
-    window less the answer and its repairs, measured on the route whose own part is the longest.
+    All routes read the same events, so that what their prompts begin with is the same. What fits is
+    `context.route_tokens`, and never more than the model's window less the answer and its repairs, measured on the
+    route whose own part is the longest.
     """
     context = context_of(runtime)
     prompt = await read_prompt("route", ROUTE_PROMPT, None)
@@ -63,15 +64,15 @@ async def fit_events(state: IntentState, runtime: Runtime[Context]) -> IntentSta
         return prompt.render(route_values(task, context.tags_per_expert))
 
     endpoint, default = context.endpoint("route"), context.default_window
-    sizes = [await measure_prompt(endpoint, render(persona, 1), default) for persona in personas]
-    size, longest = max(zip(sizes, personas, strict=True), key=lambda measured: measured[0].tokens)
+    sizes = [(await measure_prompt(endpoint, render(persona, 1), default)).tokens for persona in personas]
+    longest = personas[sizes.index(max(sizes))]
     fit = await fit_lines(
         context,
         "route",
         [event.text for event in reversed(events)],
         lambda count: render(longest, count),
         answer=tag_list_tokens(context.tags_per_expert),
-        most=size.window,
+        most=context.route_tokens,
     )
     cut = len(events) - fit.lines
     note = f"history: the {cut} oldest of {len(events)} events did not fit into {fit.budget} tokens"

@@ -180,14 +180,17 @@ async def test_the_fixed_prompt_tells_the_facts_that_the_explainer_is_told(
     assert any("The item so far: bought 4x, every 7 days" in line for lines in fixed for line in lines)
 
 
-async def test_a_history_beyond_the_window_loses_its_oldest_events(
-    tmp_path: Path, context: Context, server: ScriptedServer
+@pytest.mark.parametrize(
+    ("window", "route_tokens", "budget"), [(2400, 3000, 2400 - (15 * 20 + 20) - 120), (8192, 1200, 1200)]
+)
+async def test_a_history_beyond_window_or_bound_loses_its_oldest_events(
+    tmp_path: Path, context: Context, server: ScriptedServer, window: int, route_tokens: int, budget: int
 ) -> None:
     older = [("h1", datetime(2017, 1, 1) + timedelta(days=n // 2), "pizza") for n in range(400)]
     directory = write_small_dataset(tmp_path / "long", older)
-    server.window = 2400
-    result = await run_v1(context, dataset=directory)
-    usage, budget = result.usage, 2400 - (15 * 20 + 20) - 120
+    server.window = window
+    result = await run_v1(context, dataset=directory, route_tokens=route_tokens)
+    usage = result.usage
     assert usage.history_lines + usage.history_lines_cut == 400 + EVENTS
     note = f"history: the {usage.history_lines_cut} oldest of 413 events did not fit into {budget} tokens"
     assert note in result.degraded

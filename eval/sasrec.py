@@ -24,10 +24,10 @@ class SasrecSettings:
     width: int = 64
     layers: int = 2
     heads: int = 2
-    length: int = 200
-    dropout: float = 0.3
-    learning_rate: float = 1e-3
-    batch: int = 64
+    length: int = 100
+    dropout: float = 0.2
+    learning_rate: float = 3e-3
+    batch: int = 16
     epochs: int = 60
     seed: int = 7
 
@@ -47,14 +47,15 @@ class Network(nn.Module):
             layer, settings.layers, nn.LayerNorm(settings.width), enable_nested_tensor=False
         )
         self.dropout = nn.Dropout(settings.dropout)
-        nn.init.normal_(self.items.weight, std=0.02)
+        for table in (self.items, self.places):  # alike: louder places would drown what was bought
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, sequences: Tensor) -> Tensor:
         """(b, t) to hidden states (b, t, width); padding stands at the right."""
         length = sequences.shape[1]
         places = torch.arange(length)
         mask = nn.Transformer.generate_square_subsequent_mask(length)
-        hidden = self.dropout(self.items(sequences) + self.places(places))
+        hidden = self.dropout(self.items(sequences) * self.items.embedding_dim**0.5 + self.places(places))
         encoded: Tensor = self.encoder(hidden, mask=mask, is_causal=True)
         return encoded
 

@@ -56,8 +56,8 @@ def read_system(run: Evaluation, system: str, split: str) -> list[TagRun]:
 def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -> None:
     """Lists of V1, of V2's tags alone, and where there are towers and a ranker of these and of both channels.
 
-    The utility channel needs no tags and is asked about all households: `towers` alone, and `utility`, the ranker
-    without tags, which tells what the tags add to it.
+    The utility channel needs no tags and is asked about all households before their last basket, and about the run's
+    in the weeks: `towers` alone, and `utility`, the ranker without tags, which tells what the tags add to it.
     """
     number = {leaf: row for row, leaf in enumerate(run.levels["leaf"].entities)}
     for split in SPLITS:
@@ -69,7 +69,7 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
             models[name] = Listed(lists, number), len(lists), _digest(runs[system])
         if utility:
             tagged = {(entry.user_id, entry.as_of): list(tagged_leaves(entry.tags)) for entry in runs["v2"]}
-            everyone = len(run.cases(split, None))
+            everyone = len(run.cases(split, None if split == "test" else run.users))
             parts = run.dataset, utility.index, utility.ranker
             both = _digest(runs["v2"], utility.digest)
             models[OURS] = Remembering(Combined(*parts, tagged)), len(tagged), both

@@ -133,7 +133,7 @@ class Context(BaseSettings):
         3000,
         ge=500,
         le=1_000_000,
-        description="most tokens of the prompt of one of the baseline's routes, never more than the model's window holds",
+        description="most tokens of the prompt of a route of the baseline, never more than the model's window holds",
         json_schema_extra=_for_nodes("fit_events"),
     )
     default_window: int = Field(

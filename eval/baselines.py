@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import inv
 from scipy.sparse import csr_matrix
 
 from eval.baskets import Baskets, DailyCounts, Situation, Training
+from tools.purchases import ease_weights
 
 Scores = NDArray[np.float64]
 Settings = TypeVar("Settings")
@@ -97,14 +97,9 @@ def item_knn(train: Training, entities: int, settings: KnnSettings) -> Linear:
 
 
 def ease(train: Training, entities: int, regularisation: float) -> Linear:
-    """EASE (Steck 2019): ridge regression of each entity on all others, `B = I - P / diag(P)`, `P = (X'X + rI)^-1`."""
+    """EASE (Steck 2019), see `tools.purchases.ease_weights`."""
     x = purchases(train, entities)
-    gram = (x.T @ x).toarray().astype(np.float64)
-    gram[np.diag_indices_from(gram)] += regularisation
-    inverse = inv(gram, overwrite_a=True, assume_a="pos")
-    inverse /= -np.diag(inverse)
-    np.fill_diagonal(inverse, 0.0)
-    return Linear(inverse.astype(np.float32))
+    return Linear(ease_weights(x.T @ x, regularisation))
 
 
 def purchases(train: Training, entities: int) -> csr_matrix:

@@ -22,7 +22,7 @@ from torch import nn
 from tools.dataset import Dataset
 from tools.errors import ModelFilesError
 from tools.loading import load_once
-from tools.purchases import Scores, buyers, neighbours, own_leaves, purchases_before, row_of
+from tools.purchases import Scores, buyers, likely_besides, neighbours, own_leaves, purchases_before, row_of
 from tools.retrieval import leaf_paths
 from tools.weights import CARD, read_weights, write_weights
 
@@ -44,6 +44,7 @@ FEATURES = (
     "buyers_ever",
     "likely",
     "close",
+    "ease",
     "category_weight",
     "household_days",
     "towers",
@@ -82,7 +83,8 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         towers: scores of leaves by the towers; those without one get the lowest. Empty where there are no towers.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
-    near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
+    monday = midnight - timedelta(days=midnight.weekday())
+    near = neighbours(dataset, monday)
     catalogue = read_catalogue(dataset)
     known = [leaf for leaf in catalogue.leaves if leaf in near.row]
     there, source = [catalogue.row[leaf] for leaf in known], [near.row[leaf] for leaf in known]
@@ -120,6 +122,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         np.log1p(from_neighbours(near.bought)),
         np.log1p(from_neighbours(near.likely(recent))),
         np.log1p(from_neighbours(near.close(recent))),
+        from_neighbours((recent > 0) @ likely_besides(dataset, monday)),
         np.log1p(np.bincount(catalogue.category, weight)[catalogue.category]),
         np.full(len(catalogue.leaves), np.log(household_days)),
         (tower_scores - tower_scores.mean()) / max(float(tower_scores.std()), 1e-6),

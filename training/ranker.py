@@ -112,13 +112,14 @@ CutPoint = tuple[str, datetime, frozenset[str]]
 
 
 def cut_points(data: LevelData, baskets: int) -> list[CutPoint]:
-    """The last `baskets` training baskets of each household, where something was bought before."""
-    return [
+    """The last `baskets` training baskets of each household, where something was bought before, in order of time."""
+    cuts = [
         (user, own.starts[position].item(), frozenset(data.entities[entity] for entity in own.contents[position]))
         for user, own in data.training().items()
         for position in range(max(len(own.contents) - baskets, 1), len(own.contents))
         if own.starts[position] > own.starts[0]
     ]
+    return sorted(cuts, key=lambda cut: (cut[1], cut[0]))  # what is counted a week is counted once
 
 
 def read_rows(

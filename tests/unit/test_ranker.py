@@ -12,9 +12,11 @@ from eval.baskets import read_level
 from eval.splits import SEED, TEST_BASKET, VALIDATION_BASKET, Case, basket_cases
 from eval.tags import TagRun
 from tests.conftest import AS_OF, tag_run
+from tools import purchases
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, ModelFilesError
+from tools.purchases import likely_besides, neighbours
 from tools.ranker import (
     FEATURES,
     LONGEST_OVERDUE,
@@ -135,3 +137,16 @@ def test_the_ranker_learns_on_the_last_training_baskets(journey: Dataset) -> Non
         own = data.training()[user]
         assert as_of in own.starts[-3:].tolist()
         assert target == {data.entities[e] for e in own.contents[own.starts.tolist().index(as_of)]}
+
+
+def test_ease_expects_what_is_bought_besides(journey: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, besides = neighbours(journey, AS_OF), likely_besides(journey, AS_OF)
+    assert besides.shape == (len(near.leaves),) * 2 and not besides.diagonal().any()
+    assert near.leaves[int(besides[near.row["Baby Diapers"]].argmax())] == "Baby Wipes"
+    monkeypatch.setattr(purchases, "EASE_LEAVES", 10)
+    few = likely_besides(journey.with_events(journey.events_before(AS_OF)), AS_OF)
+    assert set(np.flatnonzero(few.any(axis=1))) == set(np.argsort(-near.bought, kind="stable")[:10])
+
+
+def test_before_the_first_purchase_ease_knows_nothing(journey: Dataset) -> None:
+    assert likely_besides(journey, datetime(2016, 1, 1)).shape == (0, 0)

@@ -130,7 +130,7 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("plan_intents"),
     )
     route_tokens: int = Field(
-        3000,
+        2000,
         ge=500,
         le=1_000_000,
         description="most tokens of the prompt of a route of the baseline, never more than the model's window holds",

@@ -5,7 +5,6 @@ What a model lists is kept in `OUT/lists`, so that an interrupted run goes on an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from eval.baskets import LEVELS, Level, LevelData, read_level
 from eval.metrics import Estimate, estimate
 from eval.retrieval import (
     DEPTH,
-    GRIDS,
     AtLevel,
     Question,
     Ranking,
@@ -30,7 +28,6 @@ from eval.retrieval import (
     questions,
     rank,
 )
-from eval.sasrec import SasrecSettings
 from eval.splits import TRAIN_END, WEEK_DAYS, WEEKS, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
 from tools.embedding import Embeddings
@@ -42,8 +39,6 @@ OURS = "v2_combined"
 CHANNELS = {"cognitive": "v2_cognitive", "habit": "own_recency", "towers": "towers"}
 """The model that lists what each channel proposes."""
 Report = Callable[[str], None]
-CLASSICAL = hashlib.sha256(repr((GRIDS, SasrecSettings(), TRAIN_END)).encode()).hexdigest()[:16]
-"""What the lists of the classical recommenders follow from, beside the data set."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +102,19 @@ def list_classical(run: Evaluation, report: Report) -> None:
     """
     everyone = run.cases("test", None)
     for level in LEVELS:
-        for name, fit in classical(run.dataset, run.levels[level], report).items():
-            if has_lists(run, name, "test", level, CLASSICAL):
+        for name, method in classical(run.dataset, run.levels[level], report).items():
+            if has_lists(run, name, "test", level, method.key):
                 continue
             report(f"{level}: fitting {name}")
-            fitted = fit()
+            fitted = method.fit()
             _note_settings(run, name, level, fitted.settings)
             if level == "leaf":
                 for week in WEEKS:
-                    keep_lists(run, name, week, level, fitted.model, run.cases(week, None), CLASSICAL)
+                    keep_lists(run, name, week, level, fitted.model, run.cases(week, None), method.key)
                 if name == "sasrec":
                     for other in LEVELS[1:]:
-                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other), everyone, CLASSICAL)
-            keep_lists(run, name, "test", level, fitted.model, everyone, CLASSICAL)
+                        keep_lists(run, name, "test", other, run.at_level(fitted.model, other), everyone, method.key)
+            keep_lists(run, name, "test", level, fitted.model, everyone, method.key)
 
 
 def keep_lists(
@@ -257,7 +252,7 @@ def _of_levels(run: Evaluation, cases: Sequence[Case], prefix: str) -> dict[str,
             if ranking := read_lists(run, name, "test", level, cases):
                 for kind, k in product(("all", "new"), KS):
                     rates = hit_rates(ranking, asked, k, kind == "new")
-                    values[f"{prefix}.{name}.{level}.{kind}.hr@{k}"] = estimate(_known(rates))
+                    values[f"{prefix}.{name}.{level}.{kind}.hr@{k}"] = estimate(known(rates))
     return values
 
 
@@ -280,17 +275,14 @@ def _gains(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
 
 
 def _of_weeks(run: Evaluation) -> dict[str, Estimate]:
-    """HR@30 of new leaves in each week: on the households that all models were asked about, and on everyone."""
+    """HR@30 of new leaves in each week, of each model over the households that it was asked about: the first ones."""
     values = {}
     for week in WEEKS:
-        names = listed_models(run, week, "leaf")
-        shared = min((_asked_about(run, name, week) for name in names), default=0)
-        for prefix, cases in (("weeks", run.cases(week, shared)), ("everyone", run.cases(week, None))):
-            asked = run.questions(week, "leaf", cases)
-            for name in names:
-                if ranking := read_lists(run, name, week, "leaf", cases):
-                    rates = hit_rates(ranking, asked, DEPTH, new=True)
-                    values[f"{prefix}.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(_known(rates))
+        for name in listed_models(run, week, "leaf"):
+            cases = run.cases(week, _asked_about(run, name, week))
+            if ranking := read_lists(run, name, week, "leaf", cases):
+                rates = hit_rates(ranking, run.questions(week, "leaf", cases), DEPTH, new=True)
+                values[f"weeks.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(known(rates))
     return values
 
 
@@ -327,7 +319,8 @@ def _of_channels(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
     return values
 
 
-def _known(rates: Sequence[float | None]) -> list[float]:
+def known(rates: Sequence[float | None]) -> list[float]:
+    """Without the households that nothing was asked of."""
     return [rate for rate in rates if rate is not None]
 
 

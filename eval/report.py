@@ -26,7 +26,9 @@ MODELS = (
     "towers",
     "utility",
     "v1",
+    "shelf",
     "v2_cognitive",
+    "v1_combined",
     "v2_combined",
 )
 OURS = ("v1", "v2_cognitive", "v2_combined")
@@ -41,7 +43,7 @@ COLUMNS = (
     ("product", "all", 30),
 )
 """Of the tables: level, which targets, k."""
-OTHERS = ("cost.", "routes.", "lists.", "allocation.")
+OTHERS = ("tags.", "cost.", "routes.", "lists.", "page.", "allocation.")
 """What begins the keys of figures that are listed, not plotted."""
 BLUE, GREY, GREEN = "#2457c5", "#9aa3b2", "#1b7f4d"
 
@@ -131,13 +133,13 @@ def hit_rate_plot(values: Mapping[str, Estimate]) -> str:
 
 
 def week_plot(values: Mapping[str, Estimate]) -> str:
-    """A panel a week."""
+    """A panel a week, each bar with its number of households: V1 and V2 are asked about few."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     there = False
     for axes, week in zip(figure.subplots(1, len(WEEKS), sharey=True, sharex=True), WEEKS, strict=True):
         found = {name: value for name in MODELS if (value := values.get(f"weeks.{week}.{name}.leaf.new.hr@30"))}
         there = there or bool(found)
-        _bars(axes, found)
+        _bars(axes, found, " (n={0.n:,})")
         axes.set_title(week)
     return _svg(figure) if there else ""
 
@@ -175,7 +177,7 @@ def channel_plot(values: Mapping[str, Estimate]) -> str:
     return _svg(figure)
 
 
-def _bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate]) -> None:
+def _bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate], note: str = "") -> None:
     names: Sequence[str] = list(found)[::-1]
     means = [found[name].mean for name in names]
     errors = [
@@ -184,8 +186,9 @@ def _bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate]) -> None:
     ]
     colours = [GREEN if name == "v2_combined" else BLUE if name in OURS else GREY for name in names]
     axes.barh(names, means, xerr=errors, color=colours, error_kw={"lw": 1, "capsize": 2})
-    for row, mean in enumerate(means):
-        axes.annotate(f"{mean:.3f}", (0, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    for row, name in enumerate(names):
+        label = f"{found[name].mean:.3f}{note.format(found[name])}"
+        axes.annotate(label, (0, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,6 +7,7 @@ household: with bought ones, and without.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,7 +32,7 @@ from eval.baselines import (
 )
 from eval.baskets import Ids, LevelData, Situation
 from eval.sasrec import SasrecSettings, train_sasrec
-from eval.splits import SEED, VALIDATION_BASKET, Case, basket_cases
+from eval.splits import SEED, TRAIN_END, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
 from tools.ranker import Ranker, rank_candidates, read_catalogue
 from tools.retrieval import leaf_paths
@@ -40,12 +41,12 @@ from tools.towers import TowerIndex, tower_scores
 DEPTH = 30
 VALIDATION_USERS = 500
 
-KNN_GRID = [KnnSettings(*pair) for pair in product((20, 100, 500), (5.0, 50.0))]
+KNN_GRID = [KnnSettings(*pair) for pair in product((10, 20, 100, 500), (5.0, 50.0, 200.0))]
 EASE_GRID = (20.0, 100.0, 500.0, 2000.0, 5000.0)
-HALF_LIFE_GRID = (15.0, 30.0, 60.0, 120.0)
+HALF_LIFE_GRID = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 TIFU_GRID = [
     TifuSettings(group, within, across, 300, own)
-    for group, within, across, own in product((7, 15), (0.9, 1.0), (0.7, 0.9), (0.5, 0.7, 0.9))
+    for group, within, across, own in product((3, 7), (0.9, 1.0), (0.7, 0.9, 1.0), (0.3, 0.5, 0.7))
 ]
 PRODUCT_GRIDS: tuple[list[KnnSettings], list[float], list[float], list[TifuSettings]] = (
     [KnnSettings(100, 50.0)],
@@ -123,14 +124,29 @@ def worth(model: Recommender, data: LevelData, asked: Sequence[Question]) -> flo
 
 @dataclass(frozen=True)
 class Fitted:
-    """A recommender, and how its settings were found."""
+    """A recommender, and the settings that were chosen."""
 
     model: Recommender
     settings: object = None
 
 
-def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) -> dict[str, Callable[[], Fitted]]:
-    """What fits each classical recommender of a level, by its name; SASRec on leaves alone, see `AtLevel`.
+@dataclass(frozen=True)
+class Method:
+    """A classical recommender that is to be fitted."""
+
+    fit: Callable[[], Fitted]
+    grid: Sequence[object] = ()
+    """Settings that are tried."""
+
+    @property
+    def key(self) -> str:
+        """What its lists follow from, beside the data set."""
+        parts = self.grid, TRAIN_END, VALIDATION_USERS, SEED
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) -> dict[str, Method]:
+    """The classical recommenders of a level, by name; SASRec on leaves alone, see `AtLevel`.
 
     Args:
         dataset: the data set.
@@ -143,24 +159,23 @@ def classical(dataset: Dataset, data: LevelData, report: Callable[[str], None]) 
     def valued(model: Recommender) -> float:
         return worth(model, data, asked)
 
-    def chosen(build: Callable[[Any], Recommender], grid: Sequence[Any]) -> Callable[[], Fitted]:
-        return lambda: Fitted(*choose(build, grid, valued))
+    def chosen(build: Callable[[Any], Recommender], grid: Sequence[Any]) -> Method:
+        return Method(lambda: Fitted(*choose(build, grid, valued)), grid)
 
-    def sasrec() -> Fitted:
-        settings = SasrecSettings()
-        return Fitted(train_sasrec(train, size, settings, valued, report), settings)
+    def trained(settings: SasrecSettings) -> Method:
+        return Method(lambda: Fitted(train_sasrec(train, size, settings, valued, report), settings), [settings])
 
     knn, regularisations, half_lives, tifu = PRODUCT_GRIDS if data.level == "product" else GRIDS
-    fits: dict[str, Callable[[], Fitted]] = {
-        "popularity": lambda: Fitted(Popularity(counts, None)),
-        "popularity_28d": lambda: Fitted(Popularity(counts, RECENT_DAYS)),
-        "own_frequency": lambda: Fitted(Own(counts, None)),
+    methods: dict[str, Method] = {
+        "popularity": Method(lambda: Fitted(Popularity(counts, None))),
+        "popularity_28d": Method(lambda: Fitted(Popularity(counts, RECENT_DAYS))),
+        "own_frequency": Method(lambda: Fitted(Own(counts, None))),
         "own_recency": chosen(lambda half_life: Own(counts, half_life), half_lives),
         "item_knn": chosen(lambda settings: item_knn(train, size, settings), knn),
         "ease": chosen(lambda value: ease(train, size, value), regularisations),
         "tifu_knn": chosen(lambda settings: TifuKnn(train, size, settings), tifu),
     }
-    return fits | ({"sasrec": sasrec} if data.level == "leaf" else {})
+    return methods | ({"sasrec": trained(SasrecSettings())} if data.level == "leaf" else {})
 
 
 @dataclass(frozen=True)

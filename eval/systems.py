@@ -14,18 +14,18 @@ from agents.grounding import tagged_leaves
 from agents.retriever import page_program, whole_exposures
 from eval.baselines import Recommender
 from eval.baskets import LEVELS
-from eval.metrics import Estimate, estimate
-from eval.offline import OURS, Evaluation, drop_lists, has_lists, keep_lists
+from eval.metrics import Estimate, estimate, hit_rate_at_k
+from eval.offline import OURS, Evaluation, drop_lists, has_lists, keep_lists, known
 from eval.retrieval import Combined, Listed, Remembering, TowerRecommender
 from eval.splits import WEEKS
-from eval.tags import TagRun, nearest_leaves, ranked_leaves, read_runs
+from eval.tags import TagRun, nearest_leaves, ranked_leaves, read_runs, shelf_order
 from graphs.intent import graph as intent_graph
 from graphs.routes import graph as routes_graph
 from tools.allocation import solve_in_closed_form, threshold, worth
 from tools.dataset import Dataset
 from tools.embedding import Embedder
+from tools.ranker import FEATURES, TOWER_LEAVES, Ranker, load_ranker, rank_candidates, read_catalogue
 from tools.ranker import WEIGHTS as RANKER_WEIGHTS
-from tools.ranker import Ranker, load_ranker, rank_candidates
 from tools.towers import WEIGHTS as TOWER_WEIGHTS
 from tools.towers import TowerIndex, open_towers, tower_scores
 
@@ -56,8 +56,9 @@ def read_system(run: Evaluation, system: str, split: str) -> list[TagRun]:
 def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -> None:
     """Lists of V1, of V2's tags alone, and where there are towers and a ranker of these and of both channels.
 
-    The utility channel needs no tags and is asked about all households before their last basket, and about the run's
-    in the weeks: `towers` alone, and `utility`, the ranker without tags, which tells what the tags add to it.
+    What tells where a hit comes from: `shelf`, the shelves that V2's experts chose from, in their own order;
+    `v1_combined`, both channels with the tags of V1; and of the utility channel, which needs no tags and is asked about
+    all households before their last basket, and about the run's in the weeks, `towers` alone and `utility`, the ranker.
     """
     number = {leaf: row for row, leaf in enumerate(run.levels["leaf"].entities)}
     for split in SPLITS:
@@ -67,12 +68,16 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
             named = ranked_leaves(runs[system], run.dataset, embedder)
             lists = {(entry.user_id, entry.as_of): own for entry, own in zip(runs[system], named, strict=True)}
             models[name] = Listed(lists, number), len(lists), _digest(runs[system])
+        if any(shelf for entry in runs["v2"] for shelf in entry.shelves):
+            shelves = {(entry.user_id, entry.as_of): shelf_order(entry) for entry in runs["v2"]}
+            models["shelf"] = Listed(shelves, number), len(shelves), _digest(runs["v2"])
         if utility:
-            tagged = {(entry.user_id, entry.as_of): list(tagged_leaves(entry.tags)) for entry in runs["v2"]}
             everyone = len(run.cases(split, None if split == "test" else run.users))
             parts = run.dataset, utility.index, utility.ranker
-            both = _digest(runs["v2"], utility.digest)
-            models[OURS] = Remembering(Combined(*parts, tagged)), len(tagged), both
+            for system, name in (("v1", "v1_combined"), ("v2", OURS)):
+                tagged = {(entry.user_id, entry.as_of): list(tagged_leaves(entry.tags)) for entry in runs[system]}
+                both = _digest(runs[system], utility.digest)
+                models[name] = Remembering(Combined(*parts, tagged)), len(tagged), both
             models["utility"] = Remembering(Combined(*parts, {})), everyone, utility.digest
             towers = TowerRecommender(run.dataset, utility.index, run.levels["leaf"].entities)
             models["towers"] = Remembering(towers), everyone, utility.digest
@@ -101,7 +106,8 @@ def open_utility(dataset: Dataset, embedder: Embedder, towers: Path, ranker: Pat
         ModelFilesError: one is missing, or was trained on other embeddings.
     """
     index, trained = open_towers(dataset, embedder, towers), load_ranker(ranker)
-    weights = [(towers / TOWER_WEIGHTS).read_bytes(), (ranker / RANKER_WEIGHTS).read_bytes(), repr(trained.tag_bonus)]
+    weights = [(towers / TOWER_WEIGHTS).read_bytes(), (ranker / RANKER_WEIGHTS).read_bytes(), trained.tag_bonus]
+    weights += [FEATURES, TOWER_LEAVES]
     return Utility(index, trained, hashlib.sha256(repr(weights).encode()).hexdigest()[:16])
 
 
@@ -111,13 +117,33 @@ def _digest(runs: Sequence[TagRun], more: str = "") -> str:
 
 
 def system_figures(run: Evaluation, embedder: Embedder) -> dict[str, Estimate]:
-    """Duplicates among routes or experts, and the cost a household, on the run's households."""
+    """What the final tags hit, duplicates among routes or experts, and the cost a household, on the run's households.
+
+    Returns:
+        `tags.<system>.leaf.<all|new>.hit_rate`, the share of the basket that the final tags name, as many in both
+        systems, and `tags.v2-v1...`, their difference household by household; `routes.<system>.duplicate_rate`;
+        `cost.<system>...`.
+    """
     values = {}
+    hit: dict[tuple[str, bool], list[float | None]] = {}
     for system in TAGGERS:
         runs = read_system(run, system, "test")[: run.users]
         if runs:
             values[f"routes.{system}.duplicate_rate"] = estimate(_duplicate_rates(runs, run, embedder))
             values |= {f"cost.{system}.{key}": value for key, value in _costs(runs).items()}
+        for new in (False, True):
+            final = [list(tagged_leaves(entry.tags)) for entry in runs]
+            hit[system, new] = [
+                hit_rate_at_k(leaves, entry.case, len(leaves), new) for leaves, entry in zip(final, runs, strict=True)
+            ]
+    for new, kind in ((False, "all"), (True, "new")):
+        shares = {system: hit[system, new] for system in TAGGERS}
+        gains = list(zip(shares["v2"], shares["v1"], strict=False))  # the first households; one may have more by now
+        values |= {f"tags.{system}.leaf.{kind}.hit_rate": estimate(known(own)) for system, own in shares.items() if own}
+        if gains:
+            values[f"tags.v2-v1.leaf.{kind}.hit_rate"] = estimate(
+                [v2 - v1 for v2, v1 in gains if v2 is not None and v1 is not None]
+            )
     return values
 
 
@@ -127,8 +153,12 @@ def allocation_figures(run: Evaluation, utility: Utility, context: Context) -> d
     Returns:
         Over the first `PAGES` households, for `threshold` and `page`: `allocation.<rule>.loss`, the share of the
         optimum's worth, and `allocation.<rule>.exposures`, how many it shows where `context.items` are asked for. The
-        hard rule may break the bounds, and is then worth more than what is allowed: a loss below zero.
+        hard rule may break the bounds, and is then worth more than what is allowed: a loss below zero. And of the page
+        that `recgpt recommend` shows, shares of its items: `page.precision`, whose leaf is bought next, `page.new`,
+        whose leaf the household never bought, and `page.ner`, whose category it never bought from (novelty exposure
+        rate).
     """
+    catalogue = read_catalogue(run.dataset)
     values: dict[str, list[float]] = {}
     for entry in read_system(run, "v2", "test")[: run.users][:PAGES]:
         tagged = list(tagged_leaves(entry.tags))
@@ -137,11 +167,18 @@ def allocation_figures(run: Evaluation, utility: Utility, context: Context) -> d
         count = min(context.items, len(found))
         program = page_program(list(found.values()), context, count)
         page = np.zeros(len(found))
-        page[whole_exposures(program, count)] = 1.0
+        places = whole_exposures(program, count)
+        page[places] = 1.0
         best = worth(program, solve_in_closed_form(program))
         for rule, exposures in (("threshold", threshold(program).astype(np.float64)), ("page", page)):
             values.setdefault(f"allocation.{rule}.loss", []).append((best - worth(program, exposures)) / best)
             values.setdefault(f"allocation.{rule}.exposures", []).append(float(exposures.sum()))
+        shown = [list(found)[place] for place in places]
+        known_categories = catalogue.category[[catalogue.row[leaf] for leaf in entry.bought]]
+        category = catalogue.category[[catalogue.row[leaf] for leaf in shown]]
+        values.setdefault("page.precision", []).append(float(np.mean([leaf in entry.target for leaf in shown])))
+        values.setdefault("page.new", []).append(float(np.mean([leaf not in entry.bought for leaf in shown])))
+        values.setdefault("page.ner", []).append(float((~np.isin(category, known_categories)).mean()))
     return {key: estimate(found) for key, found in values.items()}
 
 
@@ -169,13 +206,22 @@ def _duplicate_rates(runs: Sequence[TagRun], run: Evaluation, embedder: Embedder
 
 
 def _costs(runs: Sequence[TagRun]) -> dict[str, Estimate]:
-    """Calls, tokens and seconds a household, until its tags are there."""
+    """Calls, tokens and seconds a household, until its tags are there, with as many at a time as the run had."""
     return {
         "llm_calls": estimate([float(len(entry.calls)) for entry in runs]),
         "prompt_tokens": estimate([float(sum(call.prompt_tokens for call in entry.calls)) for entry in runs]),
         "completion_tokens": estimate([float(sum(call.completion_tokens for call in entry.calls)) for entry in runs]),
-        "seconds": estimate([float(np.sum([call.seconds for call in entry.calls])) for entry in runs]),
+        "seconds": estimate([_longest_way(entry) for entry in runs]),
         "valid_calls": estimate(
             [float(np.mean([call.valid for call in entry.calls if call.attempt == 1])) for entry in runs if entry.calls]
         ),
     }
+
+
+def _longest_way(run: TagRun) -> float:
+    """Seconds of the calls that waited for each other: agents follow one another, an agent's calls go side by side."""
+    ways: dict[str, dict[str, float]] = {}
+    for call in run.calls:
+        own = ways.setdefault(call.agent, {})
+        own[call.subject] = own.get(call.subject, 0.0) + call.seconds
+    return sum(max(own.values()) for own in ways.values())

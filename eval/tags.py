@@ -163,9 +163,7 @@ def compare_arms(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedde
     figures = {name: measure(runs, dataset, embedder) for name, runs in kept.items()}
     for name, runs in kept.items():
         if any(shelf for run in runs for shelf in run.shelves):
-            figures[f"shelf of {name}"] = _hit_rates(
-                runs, [[line.leaf for line in in_turn(run.shelves)] for run in runs]
-            )
+            figures[f"shelf of {name}"] = _hit_rates(runs, [shelf_order(run) for run in runs])
     first = next(iter(kept.values()))
     figures["popularity"] = _hit_rates(first, [_popular(dataset, run.as_of) for run in first])
     return figures
@@ -206,6 +204,11 @@ def ranked_leaves(runs: Sequence[TagRun], dataset: Dataset, embedder: Embedder) 
     """The leaves that the tags of each run name, in their order; of an arbiter's picks first."""
     nearest = nearest_leaves(runs, dataset, embedder)
     return [[nearest[tag.casefold()][0] for tag in _tags_in_order(run)] for run in runs]
+
+
+def shelf_order(run: TagRun) -> list[str]:
+    """The leaves on the shelves of a run's experts, in turn: what a tag of theirs is to improve on."""
+    return [line.leaf for line in in_turn(run.shelves)]
 
 
 def _popular(dataset: Dataset, as_of: datetime) -> list[str]:

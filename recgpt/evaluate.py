@@ -59,7 +59,7 @@ ANSWERS = Path("runs/answers.sqlite")
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="data set directory")]
 Model = Annotated[str | None, typer.Option(help="model name at the server")]
 BaseUrl = Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")]
-Profile = Annotated[str, typer.Option(help="how to start a server: cpu or fp8")]
+Profile = Annotated[str, typer.Option(help="how to start a server: cpu, cpu-compiled or fp8")]
 Concurrency = Annotated[int, typer.Option(min=1, help="households at a time")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as shelf=0")]
 Out = Annotated[Path, typer.Option(help="directory of the results; goes on with what is there")]
@@ -77,7 +77,7 @@ def arm(
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
-    profile: Profile = "cpu",
+    profile: Profile = "cpu-compiled",
     concurrency: Concurrency = 8,
     setting: Setting = None,
 ) -> None:
@@ -98,7 +98,7 @@ def tags(
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
-    profile: Profile = "cpu",
+    profile: Profile = "cpu-compiled",
     concurrency: Concurrency = 8,
     setting: Setting = None,
 ) -> None:
@@ -128,7 +128,7 @@ def everything(
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
-    profile: Profile = "cpu",
+    profile: Profile = "cpu-compiled",
     concurrency: Concurrency = 8,
     setting: Setting = None,
 ) -> None:

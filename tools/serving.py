@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,13 +55,19 @@ CPU = ServingProfile(
     # vLLM keeps one core from the model by default, which on two cores is half of what there is.
     {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"},
 )
+CPU_COMPILED = replace(
+    CPU,
+    name="cpu-compiled",
+    description="the same with compilation, for runs of many minutes: ready in two",
+    arguments=tuple(argument for argument in CPU.arguments if argument != "--enforce-eager"),
+)
 FP8 = ServingProfile(
     "fp8",
     "an NVIDIA GPU of compute capability 8.9 or newer: FP8 weights and FP8 KV cache",
     ("--quantization", "fp8", "--kv-cache-dtype", "fp8"),
     adapters=True,
 )
-PROFILES = {profile.name: profile for profile in (CPU, FP8)}
+PROFILES = {profile.name: profile for profile in (CPU, CPU_COMPILED, FP8)}
 
 
 def named_profile(name: str) -> ServingProfile:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agents.context import Context
-from agents.schemas import CallRecord, ProposedTag
+from agents.schemas import CallRecord, ProposedTag, Tag
 from eval.offline import Evaluation, figures, listed_models, open_evaluation
 from eval.splits import Case
 from eval.systems import allocation_figures, list_systems, open_utility, read_system, runs_path, system_figures
@@ -35,14 +35,22 @@ def run(prepared_dir: Path, tmp_path: Path) -> Evaluation:
     return open_evaluation(open_dataset(prepared_dir), tmp_path, 3)
 
 
-def keep_runs(run: Evaluation, system: str, cases: list[Case], tags: dict[str, list[str]]) -> None:
+def final_tag(leaf: str) -> Tag:
+    return Tag(tag=leaf, persona="p", category=["Grocery", leaf], score=1, reason="r", source="model", proposed=leaf)
+
+
+def keep_runs(
+    run: Evaluation, system: str, cases: list[Case], tags: dict[str, list[str]], final: int | None = 0
+) -> None:
+    """Runs whose pool has the tags and what was bought next; of the latter the first `final` are picked."""
     path = runs_path(run, system, "test")
     path.parent.mkdir(parents=True, exist_ok=True)
     proposed = [ProposedTag(tag=tag, persona=persona) for persona, own in tags.items() for tag in own]
     lines = []
     for case in cases:
         wanted = [ProposedTag(tag=tag_text(leaf), persona="target") for leaf in sorted(case.target)]
-        lines.append(tag_run(case, pool=[*proposed, *wanted], calls=[CALL, CALL]).model_dump_json())
+        picked = [final_tag(leaf) for leaf in sorted(case.target)[:final]]
+        lines.append(tag_run(case, pool=[*proposed, *wanted], tags=picked, calls=[CALL, CALL]).model_dump_json())
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -67,7 +75,31 @@ def test_repeated_tags_and_costs_are_counted(run: Evaluation) -> None:
     values = system_figures(run, embedder)
     assert values["cost.v1.prompt_tokens"].mean == 200
     assert values["cost.v1.llm_calls"].mean == 2
+    assert values["cost.v1.seconds"].mean == 1.0  # a call and its repair
     assert 0 < values["routes.v1.duplicate_rate"].mean < 1
+
+
+def test_final_tags_are_compared_household_by_household(run: Evaluation) -> None:
+    cases = run.cases("test", 3)
+    keep_runs(run, "v1", cases, {})
+    keep_runs(run, "v2", cases[:2], {}, final=None)
+    values = system_figures(run, open_embedder(PACKAGED_MODEL))
+    assert values["tags.v1.leaf.all.hit_rate"].mean == 0 and values["tags.v1.leaf.all.hit_rate"].n == 3
+    assert values["tags.v2.leaf.new.hit_rate"].mean == 1
+    assert values["tags.v2-v1.leaf.all.hit_rate"].mean == 1 and values["tags.v2-v1.leaf.all.hit_rate"].n == 2
+
+
+def test_what_tells_where_a_hit_comes_from_is_listed_beside(run: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = Evaluation.cases
+    monkeypatch.setattr(Evaluation, "cases", lambda run, split, users: cases(run, split, 3))  # not everyone
+    embedder = open_embedder(PACKAGED_MODEL)
+    keep_runs(run, "v1", run.cases("test", 3), {})
+    keep_runs(run, "v2", run.cases("test", 3), {}, final=None)
+    list_systems(run, embedder, open_utility(run.dataset, embedder, TOWERS, RANKER))
+    values = figures(run)
+    for name in ("v1", "v2_cognitive", "utility", "v1_combined", "v2_combined"):
+        assert values[f"models.{name}.leaf.all.hr@30"].n == 3
+    assert values["gain.v1_combined.leaf.all.hr@30"].mean >= 0  # the target's own tags
 
 
 def test_lists_go_with_the_runs_that_made_them(run: Evaluation) -> None:
@@ -90,6 +122,8 @@ def test_pages_of_whole_items_lose_little(run: Evaluation) -> None:
     assert values["allocation.page.exposures"].mean == 5
     assert values["allocation.page.loss"].n == 3
     assert 0 <= values["allocation.page.loss"].mean < 0.5
+    # Without tags a page has own purchases and what the towers find near them.
+    assert 0 <= values["page.ner"].mean <= values["page.new"].mean <= 1 and values["page.precision"].n == 3
 
 
 def test_runs_go_on_only_with_the_settings_that_tags_depend_on(tmp_path: Path) -> None:

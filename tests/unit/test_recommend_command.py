@@ -75,7 +75,10 @@ def test_a_user_that_can_not_be_served_does_not_stop_the_others(small_dir: Path,
         ),
         (["--sample", "1", "--set", "persons=3", *AS_OF], "setting persons: Extra inputs are not permitted"),
         (["--sample", "1", "--set", "personas", *AS_OF], "expected NAME=VALUE"),
-        (["--sample", "1", "--profile", "tpu", *AS_OF], "there is no serving profile 'tpu'; take one of cpu, fp8"),
+        (
+            ["--sample", "1", "--profile", "tpu", *AS_OF],
+            "there is no serving profile 'tpu'; take one of cpu, cpu-compiled, fp8",
+        ),
     ],
 )
 def test_wrong_arguments_are_explained(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from eval.metrics import Estimate
+from eval.page import BLUE, GREEN, Table, draw_bars, list_of, svg_of, write_page
 from eval.splits import WEEKS
 
 MODELS = (
@@ -31,7 +29,7 @@ MODELS = (
     "v1_combined",
     "v2_combined",
 )
-OURS = ("v1", "v2_cognitive", "v2_combined")
+COLOURS = {"v1": BLUE, "v2_cognitive": BLUE, "v2_combined": GREEN}
 COLUMNS = (
     ("leaf", "all", 10),
     ("leaf", "all", 30),
@@ -45,12 +43,9 @@ COLUMNS = (
 """Of the tables: level, which targets, k."""
 OTHERS = ("tags.", "cost.", "routes.", "lists.", "page.", "allocation.")
 """What begins the keys of figures that are listed, not plotted."""
-BLUE, GREY, GREEN = "#2457c5", "#9aa3b2", "#1b7f4d"
 
 Tokens = Mapping[str, Mapping[str, tuple[float, float]]]
 """Prompt and completion tokens a household, by system and agent."""
-
-mpl.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "recgpt"})
 
 
 def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: Tokens) -> None:
@@ -61,30 +56,41 @@ def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: To
         values: figures by their key in `metrics.json`.
         tokens: what V1 and V2 cost.
     """
-    environment = Environment(
-        loader=PackageLoader("eval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    plots = {
-        "HR@30 of leaf categories, by model": hit_rate_plot(values),
-        "HR@30 of new leaves in the weeks of a season": week_plot(values),
-        "Tokens a household until its tags are there": token_plot(tokens),
-        "What each channel alone finds, and how far two list the same": channel_plot(values),
+    columns = [f"{level} {kind} @{k}" for level, kind, k in COLUMNS]
+    compared, everyone = table(values, "models"), table(values, "everyone")
+    gains = {
+        name: [values.get(f"gain.{name}.leaf.{kind}.hr@30") for kind in ("all", "new")]
+        for name in MODELS
+        if f"gain.{name}.leaf.all.hr@30" in values
     }
-    page = environment.get_template("report.html.j2").render(
-        plots={title: Markup(svg) for title, svg in plots.items() if svg},
-        compared=table(values, "models"),
-        everyone=table(values, "everyone"),
-        households=households,
-        columns=[f"{level} {kind} @{k}" for level, kind, k in COLUMNS],
-        gains=_gains(values, "all"),
-        new_gains=_gains(values, "new"),
-        others={key: value for key, value in values.items() if key.startswith(OTHERS)},
+    write_page(
+        path,
+        "Offline evaluation",
+        "HR@k: share of a household's next basket among the first k of a list; new counts what it never bought, with "
+        "what it bought taken off the list. Means over households with 95 % bootstrap intervals.",
+        {
+            "HR@30 of leaf categories, by model": hit_rate_plot(values),
+            "HR@30 of new leaves in the weeks of a season": week_plot(values),
+            "Tokens a household until its tags are there": token_plot(tokens),
+            "What each channel alone finds, and how far two list the same": channel_plot(values),
+        },
+        [
+            Table(f"All models on the same {households(compared):,} households", "model", columns, compared),
+            Table(
+                "What both channels together gain over each model, household by household (HR@30, leaves)",
+                "over",
+                ["all", "new"],
+                gains,
+            ),
+            Table(
+                f"The models that were asked about all {households(everyone):,} households", "model", columns, everyone
+            ),
+            list_of(
+                "Final tags, cost, repetition, diversity, pages, allocation",
+                {key: value for key, value in values.items() if key.startswith(OTHERS)},
+            ),
+        ],
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def table(values: Mapping[str, Estimate], prefix: str) -> dict[str, list[Estimate | None]]:
@@ -116,20 +122,14 @@ def households(rows: Mapping[str, Sequence[Estimate | None]]) -> int:
     return max((value.n for row in rows.values() for value in row if value), default=0)
 
 
-def _gains(values: Mapping[str, Estimate], kind: str) -> dict[str, Estimate]:
-    """The combined system's gain over each model."""
-    found = {name: values.get(f"gain.{name}.leaf.{kind}.hr@30") for name in MODELS}
-    return {name: value for name, value in found.items() if value}
-
-
 def hit_rate_plot(values: Mapping[str, Estimate]) -> str:
     """A panel for all and one for new leaves, a bar a model with its interval."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("all", "new"), strict=True):
         found = {name: value for name in MODELS if (value := values.get(f"models.{name}.leaf.{kind}.hr@30"))}
-        _bars(axes, found)
+        draw_bars(axes, found, COLOURS)
         axes.set_title(f"{kind} leaves")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def week_plot(values: Mapping[str, Estimate]) -> str:
@@ -139,9 +139,9 @@ def week_plot(values: Mapping[str, Estimate]) -> str:
     for axes, week in zip(figure.subplots(1, len(WEEKS), sharey=True, sharex=True), WEEKS, strict=True):
         found = {name: value for name in MODELS if (value := values.get(f"weeks.{week}.{name}.leaf.new.hr@30"))}
         there = there or bool(found)
-        _bars(axes, found, " (n={0.n:,})")
+        draw_bars(axes, found, COLOURS, " (n={0.n:,})")
         axes.set_title(week)
-    return _svg(figure) if there else ""
+    return svg_of(figure) if there else ""
 
 
 def token_plot(tokens: Tokens) -> str:
@@ -159,7 +159,7 @@ def token_plot(tokens: Tokens) -> str:
         axes.barh(list(tokens), widths, left=before, color=shades(number % 20), label=label)
     axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def channel_plot(values: Mapping[str, Estimate]) -> str:
@@ -170,30 +170,8 @@ def channel_plot(values: Mapping[str, Estimate]) -> str:
         return ""
     figure = Figure(figsize=(9.5, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _bars(left, alone)
+    draw_bars(left, alone)
     left.set_title("share of the basket that only this channel's 30 leaves hold")
-    _bars(right, overlap)
+    draw_bars(right, overlap)
     right.set_title("share of 30 leaves that both list")
-    return _svg(figure)
-
-
-def _bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate], note: str = "") -> None:
-    names: Sequence[str] = list(found)[::-1]
-    means = [found[name].mean for name in names]
-    errors = [
-        [found[name].mean - found[name].low for name in names],
-        [found[name].high - found[name].mean for name in names],
-    ]
-    colours = [GREEN if name == "v2_combined" else BLUE if name in OURS else GREY for name in names]
-    axes.barh(names, means, xerr=errors, color=colours, error_kw={"lw": 1, "capsize": 2})
-    for row, name in enumerate(names):
-        label = f"{found[name].mean:.3f}{note.format(found[name])}"
-        axes.annotate(label, (0, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg_of(figure)

@@ -15,9 +15,7 @@ from tools.errors import OutputError
 
 
 class Line(Protocol):
-    """What is written as one line: a household's result."""
-
-    user_id: str
+    """What is written as one line, such as a household's result."""
 
     def model_dump_json(self) -> str:
         """The line."""
@@ -53,8 +51,8 @@ def open_output(path: Path | None) -> Iterator[Write]:
         except OSError as error:
             file.truncate(end)
             raise OutputError(
-                f"{path}: {error.strerror} while writing household {result.user_id}; the {written} lines written "
-                "before are kept. Make room and run the same command with --resume"
+                f"{path}: {error.strerror}; the {written} lines written before are kept. Make room and run the same "
+                "command again, to go on with them"
             ) from error
         written += 1
 

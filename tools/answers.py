@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import sqlite3
 from pathlib import Path
 from threading import Lock
@@ -40,6 +42,40 @@ class AnswerStore:
         """Keep an answer; a second one of the same key replaces the first."""
         with self._lock:
             self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+
+    def save(self, path: Path) -> int:
+        """Write all answers into a compressed file (JSON lines, xz), in the order of their keys; returns how many.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+        with self._lock:
+            rows = self._file.execute("SELECT key, answer FROM answers ORDER BY key").fetchall()
+        partial = path.with_suffix(".partial")
+        try:
+            with lzma.open(partial, "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path} could not be written ({error})") from error
+        return len(rows)
+
+    def load(self, path: Path) -> int:
+        """Take over the answers of a file that `save` wrote; returns how many it has.
+
+        Raises:
+            OutputError: there is no such file, or it is damaged; then none of it is kept.
+        """
+        try:
+            with lzma.open(path, "rt", encoding="utf-8") as file:
+                rows = [(str(key), str(answer)) for key, answer in map(json.loads, file)]
+        except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+            raise OutputError(f"{path} holds no answers that were saved ({error!r})") from error
+        with self._lock:
+            self._file.execute("BEGIN")
+            self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+            self._file.execute("COMMIT")
+        return len(rows)
 
 
 @load_once(maxsize=4)

@@ -95,7 +95,7 @@ def arbiter_values(
                 "number": number[persona.name],
                 "name": persona.name,
                 "intent": persona.intent,
-                "evidence": "; ".join(line.text for line in persona.evidence),
+                "evidence": [line.text for line in persona.evidence],
             }
             for persona in personas
         ],

@@ -98,7 +98,7 @@ async def ask(
         prompt=prompt.name,
     )
     endpoint = context.endpoint(prompt.agent)
-    messages = asked = prompt.render(values)
+    messages = asked = prompt.render(values, hybrid=endpoint.entities is not None)
     calls: list[CallRecord] = []
     rejected: list[Rejection] = []
     for attempt in range(1, context.attempts + 1):
@@ -174,4 +174,7 @@ async def _with_reason(messages: list[BaseMessage], reason: str) -> list[BaseMes
     """The question again, with why the last answer was rejected; without that answer: a small model copies it."""
     repair = await asyncio.to_thread(load_prompt, "repair", "v1")
     system, question = messages
-    return [system, HumanMessage(f"{question.content}\n\n{repair.render({'reason': reason})[-1].content}")]
+    told = f"\n\n{repair.render({'reason': reason})[-1].content}"
+    if isinstance(question.content, str):
+        return [system, HumanMessage(question.content + told)]
+    return [system, HumanMessage([*question.content, {"type": "text", "text": told}])]

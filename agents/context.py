@@ -9,7 +9,9 @@ from langgraph.runtime import Runtime
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tools.adaptor import ADAPTOR
 from tools.embedding import PACKAGED_MODEL
+from tools.entities import EntitySource
 from tools.llm import Endpoint
 from tools.models import DEFAULT_MODEL
 from tools.ranker import RANKER
@@ -19,6 +21,8 @@ AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "re
 """All that ask a model; each has a prompt, a temperature and so on of its own in the context."""
 SAME_MODEL = {"route": "expert", "one_shot": "reviewer"}
 """Agents of the baseline that play another's part: they ask its model."""
+HYBRID_AGENTS = ("planner", "arbiter")
+"""Agents that read a history: theirs are the prompts with entities."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -59,6 +63,17 @@ class Context(BaseSettings):
         "which the profile cpu of `recgpt serve` rules out",
     )
 
+    representation: Literal["text", "hybrid", "leaf"] = Field(
+        "text",
+        description="how planner and arbiter read items and queries: as text, as one input embedding each, which needs "
+        "an adaptor and a server that takes prompt embeddings (that of `recgpt serve` does), or by the leaf category",
+        json_schema_extra=_for_nodes("plan_intents", "arbitrate_tags"),
+    )
+    adaptor: Path = Field(
+        ADAPTOR,
+        description="directory of a trained adaptor",
+        json_schema_extra=_for_nodes("plan_intents", "arbitrate_tags"),
+    )
     personas: int = Field(
         3, ge=2, le=8, description="K: at most so many personas", json_schema_extra=_for_nodes("plan_intents")
     )
@@ -190,7 +205,9 @@ class Context(BaseSettings):
     def endpoint(self, agent: str) -> Endpoint:
         """Where an agent's model is."""
         model: str = getattr(self, f"{SAME_MODEL.get(agent, agent)}_model") or self.model
-        return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers)
+        hybrid = self.representation == "hybrid" and agent in HYBRID_AGENTS
+        entities = EntitySource(self.dataset / "index", self.adaptor, self.embedding_model, model) if hybrid else None
+        return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers, entities)
 
     @property
     def models(self) -> set[str]:

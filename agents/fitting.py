@@ -22,7 +22,7 @@ class Fit:
     """What fits."""
 
     lines: int
-    """At least one, even where that is too long."""
+    """At least `least`, even where that is too long."""
     budget: int
     """Tokens that the prompt may have."""
 
@@ -30,39 +30,41 @@ class Fit:
 async def fit_lines(
     context: Context,
     agent: str,
-    texts: Sequence[str],
+    characters: Sequence[int],
     render: Callable[[int], Sequence[BaseMessage]],
     *,
     answer: int,
     most: int,
+    least: int = 1,
 ) -> Fit:
     """The most lines whose prompt fits into `most` tokens, and into the window less the answer and its repairs.
 
     Args:
         context: of the request.
         agent: whose prompt it is.
-        texts: of all lines, the first to be kept first.
+        characters: at least so many that each line adds to the prompt, the line that is kept first being the first.
         render: the prompt with so many of them.
         answer: tokens of the answer.
         most: bound of the prompt's tokens.
+        least: lines that are kept even where they are too long.
 
     Raises:
         ServerUnreachableError: the server did not answer.
     """
-    kept = _worth_counting(texts, most)
+    kept = max(least, _worth_counting(characters, most))
     while True:
         size = await measure_prompt(context.endpoint(agent), render(kept), context.default_window)
         budget = min(most, size.window - answer - REPAIR_TOKENS * (context.attempts > 1))
-        if size.tokens <= budget or kept == 1:
+        if size.tokens <= budget or kept == least:
             return Fit(kept, budget)
-        kept = max(1, min(kept - 1, int(kept * budget / size.tokens)))
+        kept = max(least, min(kept - 1, int(kept * budget / size.tokens)))
 
 
-def _worth_counting(texts: Sequence[str], tokens: int) -> int:
+def _worth_counting(characters: Sequence[int], tokens: int) -> int:
     """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
-    characters = 0
-    for count, text in enumerate(texts):
-        characters += min(len(text), VALUE_LIMIT)
-        if characters > tokens * CHARACTERS_A_TOKEN_AT_MOST:
-            return max(count, 1)
-    return len(texts)
+    total = 0
+    for count, own in enumerate(characters):
+        total += min(own, VALUE_LIMIT)
+        if total > tokens * CHARACTERS_A_TOKEN_AT_MOST:
+            return count
+    return len(characters)

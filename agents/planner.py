@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,38 +17,75 @@ from agents.context import Context, context_of
 from agents.fitting import fit_lines
 from agents.schemas import Household, Persona, PlannedPersona, plan_schema
 from agents.state import IntentState
-from agents.wording import citation, evidence_lines, moment_text, profile_text
+from agents.wording import citation, day_lines, evidence_lines, moment_text, profile_text
 from prompts.template import Value
-from tools.history import number_lines
+from tools.dataset import open_dataset
+from tools.history import DayLine, number_lines, read_days
 
 TOKENS_A_PERSONA = 160
 """Bound of the answer: name, intent and evidence of one persona."""
+NUMBERED_LINES = 60
+"""History lines that a persona can name as evidence, at most; what else there is, is told day by day."""
 UNMEASURED_LINES = 50
 """History lines kept for the answer where no server tells how long a prompt is."""
 
 
 async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentState:
-    """Keep the most telling history lines that fit the planner's prompt, number them, and report the cut.
+    """Keep what of the history fits the planner's prompt, number its lines, and report the cut.
 
-    What fits is `context.planner_tokens`, and never more than the model's window less the answer and its repairs.
+    The most telling lines come first, `NUMBERED_LINES` at most. Where there are more, days follow in the room that is
+    left, the newest first. What fits is `context.planner_tokens`, and never more than the model's window less the
+    answer and its repairs.
     """
     context = context_of(runtime)
     prompt = await read_prompt("planner", context.planner_prompt, context.planner_instructions)
-    lines = state["household"].history
-
-    def household(count: int) -> Household:
-        return state["household"].model_copy(update={"history": number_lines(lines[:count])})
-
-    def render(count: int) -> list[BaseMessage]:
-        return prompt.render(planner_values(state["as_of"], household(count), context.personas))
-
+    whole = state["household"]
+    lines, days = whole.history[:NUMBERED_LINES], list[DayLine]()
+    hybrid = context.endpoint("planner").entities is not None
     answer = TOKENS_A_PERSONA * context.personas
-    fit = await fit_lines(
-        context, "planner", [line.text for line in lines], render, answer=answer, most=context.planner_tokens
+
+    def household(lines_kept: int, days_kept: int) -> Household:
+        kept = {"history": number_lines(lines[:lines_kept]), "days": days[:days_kept]}
+        return whole.model_copy(update=kept)
+
+    def render(lines_kept: int, days_kept: int) -> list[BaseMessage]:
+        values = planner_values(state["as_of"], household(lines_kept, days_kept), context.personas)
+        return prompt.render(values, hybrid)
+
+    def least_characters(texts: Sequence[str]) -> int:
+        return sum(1 if hybrid else len(text) for text in texts)
+
+    numbered = await fit_lines(
+        context,
+        "planner",
+        [least_characters([line.text]) for line in lines],
+        lambda count: render(count, 0),
+        answer=answer,
+        most=context.planner_tokens,
     )
-    cut = len(lines) - fit.lines
-    note = f"history: the {cut} least telling of {len(lines)} lines did not fit into {fit.budget} tokens"
-    return {"household": household(fit.lines), "history_lines_cut": cut, "degraded": [note] if cut else []}
+    days_kept = 0
+    if NUMBERED_LINES == numbered.lines < len(whole.history):
+        dataset = await asyncio.to_thread(open_dataset, context.dataset)
+        by_leaf = context.representation == "leaf"
+        days = await asyncio.to_thread(read_days, dataset, state["user_id"], state["as_of"], by_leaf)
+        fit = await fit_lines(
+            context,
+            "planner",
+            [least_characters(line.entities) for line in days],
+            lambda count: render(len(lines), count),
+            answer=answer,
+            most=context.planner_tokens,
+            least=0,
+        )
+        days_kept = fit.lines
+    shown = {text for line in days[:days_kept] for text in line.entities}
+    cut = sum(line.text not in shown for line in whole.history[numbered.lines :])
+    note = f"history: the {cut} least telling of {len(whole.history)} lines did not fit into {numbered.budget} tokens"
+    return {
+        "household": household(numbered.lines, days_kept),
+        "history_lines_cut": cut,
+        "degraded": [note] if cut else [],
+    }
 
 
 async def plan_intents(state: IntentState, runtime: Runtime[Context]) -> IntentState:
@@ -103,5 +142,6 @@ def planner_values(as_of: datetime, household: Household, personas: int) -> dict
         "profile": profile_text(household.profile),
         "signals": [{"id": signal.id, "text": signal.text} for signal in household.signals],
         "history": evidence_lines(household.history, as_of),
+        "days": day_lines(household.days, as_of),
         "personas": personas,
     }

@@ -57,7 +57,7 @@ def _read(context: Context, request: Request) -> IntentState:
         notes = [f"no weather: {error}"]
     household = Household(
         profile=dataset.user(request.user_id)[0],
-        history=read_history(dataset, request.user_id, request.as_of),
+        history=read_history(dataset, request.user_id, request.as_of, context.representation == "leaf"),
         signals=signals,
     )
     return {

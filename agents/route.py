@@ -69,7 +69,7 @@ async def fit_events(state: IntentState, runtime: Runtime[Context]) -> IntentSta
     fit = await fit_lines(
         context,
         "route",
-        [event.text for event in reversed(events)],
+        [len(event.text) for event in reversed(events)],
         lambda count: render(longest, count),
         answer=tag_list_tokens(context.tags_per_expert),
         most=context.route_tokens,

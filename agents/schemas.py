@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, StringConstraints, create_model, field_validator
 
 from prompts.rubric import Label, Rubric, Subject
-from tools.history import EventLine, HistoryLine
+from tools.history import DayLine, EventLine, HistoryLine
 from tools.shelf import ShelfLine
 from tools.signals import Signal
 
@@ -261,6 +261,9 @@ class Household(Record):
 
     profile: str | None
     history: list[HistoryLine]
+    days: list[DayLine] = Field(
+        default_factory=list, description="what was done day by day, where the history has more than its lines show"
+    )
     signals: list[Signal]
 
 

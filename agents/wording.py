@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from agents.schemas import Persona
-from tools.history import EventLine, HistoryLine
+from tools.history import DayLine, EventLine, HistoryLine
 from tools.shelf import tag_text
 
 
@@ -29,6 +29,11 @@ def evidence_lines(lines: Sequence[HistoryLine], as_of: datetime) -> list[Mappin
 def event_lines(events: Sequence[EventLine]) -> list[Mapping[str, Any]]:
     """Plain events as entries of a list field: text, and what was done on which day."""
     return [{"text": event.text, "dated": event.dated} for event in events]
+
+
+def day_lines(days: Sequence[DayLine], as_of: datetime) -> list[Mapping[str, Any]]:
+    """Days as entries of a list field: what was done and when, and the entities."""
+    return [{"dated": line.dated(as_of), "texts": line.entities} for line in days]
 
 
 def citation(line: HistoryLine) -> str:

@@ -4,11 +4,16 @@ A file has these keys:
 
     description   what the prompt is for
     fields        every value that it takes; each must be used, and no other can be
-    lines         for each field that is a list: `each`, the text of one entry, and `none`, for an empty list
+    lines         for each field that is a list: `each`, the text of one entry, `none`, for an empty list, and where it
+                  is wanted `begin`, what stands before the first entry
     system, user  the two messages
 
 `{{field}}` stands for a value; single braces are ordinary text. Values come from catalogues and users and are
 not trusted: `clean` takes from them whatever could end a line or a message.
+
+`{{entity field}}` stands for the text of an item or a query, or for several. Rendered for a hybrid prompt (section 2 of
+the report), a message is a list of parts, and entities are parts of their own, which the client replaces by input
+embeddings: `{"type": "text", "text": "[entity: white milk]", "entities": ["white milk"]}`, as a trace shows it.
 """
 
 from __future__ import annotations
@@ -27,10 +32,16 @@ DIRECTORY = Path(__file__).parent
 VALUE_LIMIT = 300
 """Longest single value in characters; a title of 10,000 characters must not push out the history."""
 
-_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_PLACEHOLDER = re.compile(r"\{\{\s*(?:(entity)\s+)?(\w+)\s*\}\}")
+_BEGIN, _NEXT, _END = "\ue000", "\ue001", "\ue002"
+"""Around and between entities while a prompt is filled; `clean` leaves no such character in a value."""
+_ENTITIES = re.compile(f"{_BEGIN}([^{_END}]*){_END}")
 _CHAT_TOKENS = re.compile(
     r"<\|[^|>]{0,40}\|>|<\||\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<\uff5c.{0,40}?\uff5c>", re.I
 )
+
+ENTITY_SEPARATOR = "; "
+"""Between the entities of one part where they are written as text."""
 
 Value = str | int | float | Sequence[Mapping[str, Any]]
 
@@ -44,6 +55,7 @@ class ListLines(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    begin: str = ""
     each: str
     none: str
 
@@ -68,7 +80,7 @@ class Prompt(BaseModel):
 
     @model_validator(mode="after")
     def _fields_and_placeholders_agree(self) -> Prompt:
-        used = set(_PLACEHOLDER.findall(self.system + self.user))
+        used = {field for _, field in _PLACEHOLDER.findall(self.system + self.user)}
         if used != set(self.fields):
             undeclared, unused = sorted(used - set(self.fields)), sorted(set(self.fields) - used)
             raise ValueError(f"placeholders not declared in fields: {undeclared}; fields not used: {unused}")
@@ -84,11 +96,12 @@ class Prompt(BaseModel):
         except ValidationError as error:
             raise PromptError(f"the edited system text of {self.name} does not fit: {error}") from error
 
-    def render(self, values: Mapping[str, Value]) -> list[BaseMessage]:
+    def render(self, values: Mapping[str, Value], hybrid: bool = False) -> list[BaseMessage]:
         """The system and the user message.
 
         Args:
             values: exactly the declared fields; a list of mappings for each field in `lines`.
+            hybrid: entities are parts of their own instead of text.
 
         Raises:
             PromptError: a field is missing or unknown, or an entry of a list lacks one.
@@ -97,7 +110,8 @@ class Prompt(BaseModel):
             missing, unknown = sorted(set(self.fields) - values.keys()), sorted(values.keys() - set(self.fields))
             raise PromptError(f"prompt {self.name}: missing fields {missing}, unknown fields {unknown}")
         texts = {field: self._text(field, value) for field, value in values.items()}
-        return [SystemMessage(_fill(self.system, texts).strip()), HumanMessage(_fill(self.user, texts).strip())]
+        system, user = (_content(_fill(part, texts).strip(), hybrid) for part in (self.system, self.user))
+        return [SystemMessage(system), HumanMessage(user)]
 
     def _text(self, field: str, value: Value) -> str:
         if isinstance(value, str | int | float):
@@ -108,10 +122,10 @@ class Prompt(BaseModel):
             raise PromptError(f"prompt {self.name}: field {field} takes one value, not a list")
         lines = self.lines[field]
         try:
-            entries = [_fill(lines.each, {key: clean(str(part)) for key, part in entry.items()}) for entry in value]
+            entries = [_fill(lines.each, {key: _cleaned(part) for key, part in entry.items()}) for entry in value]
         except KeyError as error:
             raise PromptError(f"prompt {self.name}: an entry of {field} has no {error}") from error
-        return "\n".join(entries) if entries else lines.none
+        return lines.begin + "\n".join(entries) if entries else lines.none
 
 
 def load_prompt(agent: str, version: str, directory: Path = DIRECTORY) -> Prompt:
@@ -145,5 +159,34 @@ def clean(text: str) -> str:
     return plain if len(plain) <= VALUE_LIMIT else plain[: VALUE_LIMIT - 1] + "\u2026"
 
 
-def _fill(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], text)
+def _cleaned(value: object) -> str | list[str]:
+    if isinstance(value, list | tuple):
+        return [text for part in value if (text := clean(str(part)))]
+    return clean(str(value))
+
+
+def _fill(text: str, values: Mapping[str, str | list[str]]) -> str:
+    def filled(match: re.Match[str]) -> str:
+        value = values[match[2]]
+        texts = [value] if isinstance(value, str) else value
+        if match[1] and any(texts):
+            return f"{_BEGIN}{_NEXT.join(texts)}{_END}"
+        return ENTITY_SEPARATOR.join(texts)
+
+    return _PLACEHOLDER.sub(filled, text)
+
+
+def _content(text: str, hybrid: bool) -> str | list[str | dict[Any, Any]]:
+    """A filled text as the content of a message: parts where entities are to stand alone."""
+    pieces = _ENTITIES.split(text)  # text, entities, text, entities ..., text
+    if len(pieces) == 1 or not hybrid:
+        return "".join(pieces).replace(_NEXT, ENTITY_SEPARATOR)
+    parts: list[str | dict[Any, Any]] = []
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            entities = piece.split(_NEXT)
+            shown = ENTITY_SEPARATOR.join(f"[entity: {entity}]" for entity in entities)
+            parts.append({"type": "text", "text": shown, "entities": entities})
+        elif piece:
+            parts.append({"type": "text", "text": piece})
+    return parts

@@ -15,7 +15,7 @@ import typer
 
 from agents.schemas import Recommendation
 from prompts.template import PromptError
-from recgpt import data, evaluate, recommend, train
+from recgpt import data, evaluate, hybrid, recommend, train
 from recgpt.console import complain, say
 from recgpt.diagram import mermaid
 from recgpt.recommend import resolve_context
@@ -64,16 +64,21 @@ data_app.add_typer(import_app, name="import")
 data_app.command("build")(explain_errors(data.build))
 data_app.command("check")(explain_errors(data.check))
 data_app.command("index")(explain_errors(data.index))
+data_app.command("entities")(explain_errors(data.entities))
 import_app.command("csv")(explain_errors(data.import_csv))
 import_app.command("amazon-reviews")(explain_errors(data.import_amazon_reviews))
 train_app.command("data")(explain_errors(train.data))
 train_app.command("sft")(explain_errors(train.sft))
 train_app.command("towers")(explain_errors(train.towers))
+train_app.command("alignment")(explain_errors(train.alignment))
+train_app.command("adaptor")(explain_errors(train.adaptor))
 train_app.command("ranker")(explain_errors(train.ranker))
 eval_app.command("all")(explain_errors(evaluate.everything))
 eval_app.command("tags")(explain_errors(evaluate.tags))
 eval_app.command("arm")(explain_errors(evaluate.arm))
+eval_app.command("hybrid")(explain_errors(hybrid.hybrid))
 eval_app.command("retrieval")(explain_errors(evaluate.retrieval))
+eval_app.command("answers")(explain_errors(evaluate.answers))
 eval_app.command("table")(explain_errors(evaluate.table))
 eval_app.command("compare")(explain_errors(evaluate.compare))
 app.command("recommend")(explain_errors(recommend.recommend))

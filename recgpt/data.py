@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prompts.template import clean
 from recgpt.console import complain, reporting, say
+from tools.adaptor import ADAPTOR
 from tools.dataset import DatasetInfo, check_dataset, open_dataset
 from tools.datasets import amazon_reviews, completejourney, csv_files
 from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.entities import EntitySource, open_entities
 from tools.errors import DatasetError
+from tools.models import DEFAULT_MODEL
 from tools.retrieval import embed_catalog, open_index
 
 SHOWN_FAULTS = 50
@@ -55,6 +60,22 @@ def index(
         embed_catalog(dataset, embedder, report_step)
     catalog = open_index(dataset, embedder)
     say(f"{directory}: index of {len(catalog.titles):,} titles and {len(catalog.leaves):,} leaf categories")
+
+
+def entities(
+    directory: Annotated[Path, typer.Argument(help="data set directory")],
+    adaptor: Annotated[Path, typer.Option(help="trained adaptor")] = ADAPTOR,
+    model: Annotated[str, typer.Option(help="the LLM that it is for")] = DEFAULT_MODEL,
+    embedding_model: Annotated[str, typer.Option(help="model, directory or /v1 address")] = PACKAGED_MODEL,
+) -> None:
+    """Embed and project every item and query now instead of at the first request; what is there already stays."""
+    dataset = open_dataset(directory)
+    queries = dataset.events_before(datetime.max)["query"].drop_nulls()
+    texts = sorted({clean(text) for text in (*dataset.items["title"], *queries)} - {""})
+    with reporting("entities") as report_step:
+        table = open_entities(EntitySource(directory / "index", adaptor, embedding_model, model))
+        table.add(texts, lambda done, total: report_step(f"entities: {done:,} of {total:,}"))
+    say(f"{directory}: table of {len(table):,} entities, {table.version.tokens} input embeddings each")
 
 
 def import_csv(

@@ -45,6 +45,7 @@ from graphs.intent import graph as intent_graph
 from recgpt.console import complain, console, progress_bar, reporting, say
 from recgpt.output import cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
+from tools.answers import open_answers
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
 from tools.errors import ModelFilesError, OutputError
@@ -54,6 +55,8 @@ from tools.retrieval import embed_catalog
 LOG = Path("runs/eval.log.jsonl")
 ANSWERS = Path("runs/answers.sqlite")
 """Arms share what they ask alike, and a run that is repeated asks nothing."""
+SHIPPED_ANSWERS = Path(__file__).parent.parent / "eval" / "answers.jsonl.xz"
+"""What the README's figures were made from."""
 
 
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="data set directory")]
@@ -78,7 +81,7 @@ def arm(
     model: Model = None,
     base_url: BaseUrl = None,
     profile: Profile = "cpu-compiled",
-    concurrency: Concurrency = 8,
+    concurrency: Concurrency = 16,
     setting: Setting = None,
 ) -> None:
     """Run planner, experts and arbiter before households' last basket but one (validation): one arm of `compare`."""
@@ -86,7 +89,7 @@ def arm(
     cases = basket_cases(open_dataset(context.dataset), VALIDATION_BASKET, users, seed)
     with ExitStack() as stack:
         stack.enter_context(logging_to(LOG))
-        _run_missing(stack, context, cases, out, concurrency, profile, "households", intent_graph)
+        run_missing(stack, context, cases, out, concurrency, profile, "households", intent_graph)
     say(f"{len(cases)} households in {out}; `recgpt eval compare {out}` shows the figures")
 
 
@@ -99,7 +102,7 @@ def tags(
     model: Model = None,
     base_url: BaseUrl = None,
     profile: Profile = "cpu-compiled",
-    concurrency: Concurrency = 8,
+    concurrency: Concurrency = 16,
     setting: Setting = None,
 ) -> None:
     """Let V1 and V2 write tags before households' last baskets and at the start of the environment weeks."""
@@ -129,7 +132,7 @@ def everything(
     model: Model = None,
     base_url: BaseUrl = None,
     profile: Profile = "cpu-compiled",
-    concurrency: Concurrency = 8,
+    concurrency: Concurrency = 16,
     setting: Setting = None,
 ) -> None:
     """All of it: recommenders that read no text, V1 and V2, both channels together, figures and a page with plots."""
@@ -149,10 +152,10 @@ def _run_systems(run: Evaluation, context: Context, week_users: int, profile: st
             for split in SPLITS:
                 cases = run.cases(split, run.users if split == "test" else week_users)
                 path = runs_path(run, system, split)
-                _run_missing(stack, context, cases, path, concurrency, profile, f"{system} {split}", tagger)
+                run_missing(stack, context, cases, path, concurrency, profile, f"{system} {split}", tagger)
 
 
-def _run_missing(
+def run_missing(
     stack: ExitStack,
     context: Context,
     cases: Sequence[Case],
@@ -228,6 +231,21 @@ def table(
         raise OutputError(f"{into} lacks a place for the table: expected the lines {TABLE_BEGIN} and {TABLE_END}")
     into.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
     say(f"table of {metrics} in {into}")
+
+
+def answers(
+    file: Annotated[Path, typer.Argument(help="compressed answers")] = SHIPPED_ANSWERS,
+    save: Annotated[
+        bool, typer.Option("--save", help="write the file from the kept answers, not the other way")
+    ] = False,
+    kept: Annotated[Path, typer.Option(help="where `recgpt eval` keeps the models' answers")] = ANSWERS,
+) -> None:
+    """Take over recorded answers of models, so that what was asked before costs nothing; or record them."""
+    store = open_answers(kept)
+    if save:
+        say(f"{store.save(file):,} answers of {kept} in {file}")
+    else:
+        say(f"{store.load(file):,} answers of {file} in {kept}")
 
 
 def compare(

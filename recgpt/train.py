@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eval.tags import read_runs
-from recgpt.console import reporting, say
+from recgpt.console import progress_bar, reporting, say
+from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.recommend import resolve_context, serve_for
+from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
-from tools.models import BASE_MODEL
+from tools.logs import logging_to
+from tools.models import BASE_MODEL, DEFAULT_MODEL
 from tools.towers import TOWERS
+from training.adaptor import AdaptorRecipe, train_adaptor
+from training.alignment import Alignment, align, alignment_cases, read_alignments
 from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
 from training.ranker import RankerRecipe, train_ranker
 from training.sft import RECIPES, TUNED_AGENTS, train
 from training.towers import TowerRecipe, train_towers
+
+LOG = Path("runs/train.log.jsonl")
 
 
 def data(
@@ -57,6 +68,63 @@ def ranker(
     with reporting("training the ranker") as step:
         card = train_ranker(dataset, embedding_model, towers, out, RankerRecipe(), runs, step)
     say(f"{out}: {card['examples']:,} examples, tags {card['tag_bonus_on_validation']}")
+
+
+def alignment(
+    out: Annotated[Path, typer.Option(help="JSON lines; goes on with a file that is there")] = Path(
+        "runs/train/alignment.jsonl"
+    ),
+    users: Annotated[int, typer.Option(min=1, help="households")] = 200,
+    model: Annotated[str | None, typer.Option(help="model name at the server")] = None,
+    base_url: Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")] = None,
+    profile: Annotated[str, typer.Option(help="how to start a server: cpu, cpu-compiled or fp8")] = "cpu-compiled",
+    concurrency: Annotated[int, typer.Option(min=1, help="households at a time")] = 8,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting")] = None,
+) -> None:
+    """Ask planner and arbiter full-text prompts of training households: what `adaptor` learns to answer alike."""
+    settings = ["representation=text", "planner_tokens=3000", *(setting or [])]
+    context = resolve_context(settings, base_url=base_url, model=model)
+    cut_to_whole_lines(out)
+    done = {line.user_id for line in read_alignments(out)} if out.exists() else set()
+    todo = [case for case in alignment_cases(open_dataset(context.dataset), users) if case.user_id not in done]
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        if todo:
+            serve_for(stack, context, profile)
+        write_line = stack.enter_context(open_output(out))
+        progress = stack.enter_context(progress_bar())
+        task = progress.add_task("households", total=users, completed=users - len(todo))
+
+        def write(lines: Sequence[Alignment]) -> None:
+            for line in lines:
+                write_line(line)
+            progress.advance(task)
+
+        asyncio.run(align(context, todo, concurrency, write))
+    say(f"{out}: prompts and answers of {users} households")
+
+
+def adaptor(
+    dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
+    embedding_model: Annotated[str, typer.Option(help="of titles and queries")] = PACKAGED_MODEL,
+    model: Annotated[str, typer.Option(help="the LLM: the default model, a directory or a hub name")] = DEFAULT_MODEL,
+    alignment: Annotated[
+        Path | None, typer.Option(help="what `recgpt train alignment` wrote [default: self-perception alone]")
+    ] = None,
+    titles: Annotated[
+        Path | None, typer.Option(help='corpus of titles, JSON lines {"zh": ..., "en": ...}: one more task')
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=16, help="input embeddings an entity")] = AdaptorRecipe.tokens,
+    pairs: Annotated[int, typer.Option(min=1, help="self-perception pairs")] = AdaptorRecipe.pairs,
+    seed: Annotated[int, typer.Option(help="of weights, pairs and order")] = AdaptorRecipe.seed,
+    out: Annotated[Path, typer.Option(help="checkpoints, logs, weights; goes on from a checkpoint there")] = Path(
+        "runs/train/adaptor"
+    ),
+) -> None:
+    """Train the adaptor of hybrid prompts: one input embedding an item or query."""
+    recipe = AdaptorRecipe(seed=seed, tokens=tokens, pairs=pairs)
+    card = train_adaptor(dataset, embedding_model, model, alignment, titles, out, recipe, say)
+    say(f"{out}/adaptor: {card['steps']} steps, validation loss {card['validation_loss']}")
 
 
 def sft(

@@ -197,3 +197,19 @@ def context(small_dir: Path, server: ScriptedServer) -> Context:
         tags_per_expert=15,
         vocabulary="any",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of the default model's kind, with its tokenizer and random weights of two narrow layers."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "smollm2-135m-instruct")
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), **size, num_key_value_heads=2, pad_token_id=2, eos_token_id=2)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return str(directory)

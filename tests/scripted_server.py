@@ -17,6 +17,7 @@ from typing import Any
 from agents.route import ROUTES
 
 MODEL = "scripted"
+EMBEDDED = "<e>;"
 
 SHOPPING = {
     "Quick weekday dinners": ["frozen pizza", "dry spaghetti", "pasta sauce", "frozen french fries", "hot dogs"],
@@ -55,7 +56,7 @@ class ScriptedServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path.endswith("/tokenize"):
-                    count = sum(len(m["content"]) for m in body["messages"]) // 4
+                    count = sum(len(text_of(m)) for m in body["messages"]) // 4
                     reply = {"count": count, "max_model_len": outer.window}
                     self._send(200 if outer.tokenizer else 404, reply)
                     return
@@ -64,7 +65,7 @@ class ScriptedServer:
                 reply = outer.answer(agent, body)
                 time.sleep(reply.delay)
                 if reply.status != 200:
-                    self._send(reply.status, {"error": {"message": "scripted"}})
+                    self._send(reply.status, {"error": {"message": reply.text or "scripted"}})
                     return
                 message = {"role": "assistant", "content": reply.text}
                 self._send(
@@ -101,7 +102,7 @@ class ScriptedServer:
     def prompts(self, agent: str) -> list[str]:
         """Every prompt that an agent sent, system and user text together."""
         return [
-            "\n".join(message["content"] for message in body["messages"])
+            "\n".join(text_of(message) for message in body["messages"])
             for body in self.requests
             if body["response_format"]["json_schema"]["name"] == agent
         ]
@@ -111,9 +112,16 @@ class ScriptedServer:
         self._server.server_close()
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """A message's text; four characters, as for one token, stand for each input embedding."""
+    if isinstance(message["content"], str):
+        return message["content"]
+    return "".join(part["text"] if part["type"] == "text" else EMBEDDED for part in message["content"])
+
+
 def good_answer(agent: str, body: dict[str, Any]) -> str:
     """A sensible answer from the prompt alone."""
-    prompt = body["messages"][-1]["content"]
+    prompt = text_of(body["messages"][-1])
     if agent == "planner":
         schema = body["response_format"]["json_schema"]["schema"]
         citations = schema["$defs"]["Persona"]["properties"]["evidence"]["items"]

@@ -2,12 +2,13 @@
 
 Section 1 of the report defines `B = [(action, entity, timestamp)]`. Repeated actions on one entity
 (one title; shops carry several items of the same title) are one `HistoryLine`, with how often, when last and
-at what rhythm, since the rhythm is what tells that something is due. An `EventLine` is one action as it is.
+at what rhythm, since the rhythm is what tells that something is due. An `EventLine` is one action as it is, a `DayLine`
+what was done on one day.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,8 +70,25 @@ class EventLine(BaseModel):
         return f"{_DONE[self.action]} {self.timestamp.day} {self.timestamp:%B %Y}"
 
 
-def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[HistoryLine]:
+class DayLine(BaseModel):
+    """What was done on one day, as it happened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    action: Action
+    day: date
+    entities: list[str] = Field(description="titles of the items, or queries, each once")
+
+    def dated(self, as_of: datetime) -> str:
+        """What was done and on which day, in words: `bought 14 November`, with the year where it is another one."""
+        year = "" if self.day.year == as_of.year else f" {self.day.year}"
+        return f"{_DONE[self.action]} {self.day.day} {self.day:%B}{year}"
+
+
+def read_history(dataset: Dataset, user_id: str, as_of: datetime, by_leaf: bool = False) -> list[HistoryLine]:
     """All lines of the user's history before `as_of`, the most telling first.
+
+    With `by_leaf` an item is called by its leaf category, and a line is one of these.
 
     A line's weight is the sum over its actions of `0.5 ** (age / HALF_LIFE_DAYS)`, that is, recent and frequent;
     ties are broken by the later action. Ids are given by `number_lines`, after any cut.
@@ -81,7 +99,7 @@ def read_history(dataset: Dataset, user_id: str, as_of: datetime) -> list[Histor
     """
     age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
     lines = (
-        _named_events(dataset, user_id, as_of)
+        _named_events(dataset, user_id, as_of, by_leaf)
         .with_columns(
             weight=0.5 ** (age / HALF_LIFE_DAYS),
             day=pl.col("timestamp").dt.date(),
@@ -126,11 +144,29 @@ def read_events(dataset: Dataset, user_id: str, as_of: datetime) -> list[EventLi
     return [EventLine(**row) for row in events.iter_rows(named=True)]
 
 
-def _named_events(dataset: Dataset, user_id: str, as_of: datetime) -> pl.DataFrame:
+def read_days(dataset: Dataset, user_id: str, as_of: datetime, by_leaf: bool = False) -> list[DayLine]:
+    """The user's events before `as_of` by day and action, the newest day first; `by_leaf` as in `read_history`.
+
+    Raises:
+        UnknownUserError: no such user.
+        NoHistoryError: the user has no event before `as_of`.
+    """
+    days = (
+        _named_events(dataset, user_id, as_of, by_leaf)
+        .with_columns(day=pl.col("timestamp").dt.date())
+        .group_by("day", "action", maintain_order=True)
+        .agg(entities=pl.col("text").unique(maintain_order=True))
+        .reverse()
+    )
+    return [DayLine(**row) for row in days.iter_rows(named=True)]
+
+
+def _named_events(dataset: Dataset, user_id: str, as_of: datetime, by_leaf: bool = False) -> pl.DataFrame:
     """The user's events with `text` (what each was about) and the item's category, oldest first."""
     items = dataset.items.select("item_id", "title", "category")
     events = dataset.history(user_id, as_of).join(items, "item_id", "left", maintain_order="left")
-    return events.with_columns(text=pl.coalesce("title", "query", "item_id"))
+    name = pl.col("category").list.last() if by_leaf else pl.col("title")
+    return events.with_columns(text=pl.coalesce(name, "query", "item_id"))
 
 
 def number_lines(lines: list[HistoryLine]) -> list[HistoryLine]:

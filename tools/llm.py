@@ -1,9 +1,15 @@
-"""The model client: one call to an OpenAI-compatible server, with a JSON schema that the server enforces."""
+"""The model client: one call to an OpenAI-compatible server, with a JSON schema that the server enforces.
+
+Parts of a message with the key `entities` (see `prompts.template`) go to the server as input embeddings; logs and
+traces have the part as it is, never the numbers.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +20,14 @@ from weakref import WeakKeyDictionary
 
 import httpx
 import openai
+import torch
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import PrivateAttr, SecretStr
 
 from tools.answers import open_answers
+from tools.entities import EntitySource, EntityTable, open_entities
 from tools.errors import ServerError, ServerUnreachableError
 from tools.models import weights_name
 
@@ -34,6 +43,8 @@ class Endpoint:
     """Seconds for one call."""
     answers: Path | None = None
     """File of kept answers; None asks the server each time."""
+    entities: EntitySource | None = None
+    """What parts of entities are replaced with; None where prompts have none."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +88,13 @@ async def complete(
         ServerUnreachableError: no answer, a time-out or a failure of the server.
         ServerError: the server refused the request (4xx).
     """
+    table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
     store = await asyncio.to_thread(open_answers, endpoint.answers) if endpoint.answers else None
     sampling = (temperature, max_tokens, seed)
-    key = await asyncio.to_thread(_key, endpoint.model, messages, schema, sampling) if store else ""
+    key = await asyncio.to_thread(_key, endpoint.model, table, messages, schema, sampling) if store else ""
     if store and (kept := await asyncio.to_thread(store.get, key)):
         return Completion(**json.loads(kept))
-    model = ChatOpenAI(
+    model = HybridChat(
         model=endpoint.model,
         base_url=endpoint.base_url,
         api_key=endpoint.api_key,
@@ -101,6 +113,8 @@ async def complete(
             }
         },
     )
+    if table:
+        model.send_embedded(await asyncio.to_thread(embed_parts, table, messages))
     started = time.perf_counter()
     try:
         message = await model.with_config(run_name=run_name, metadata=dict(metadata), tags=[run_name]).ainvoke(
@@ -112,6 +126,11 @@ async def complete(
             "see its log, or start one with `recgpt serve`"
         ) from error
     except (openai.OpenAIError, ValueError) as error:  # a 200 that holds an error is a ValueError of the client
+        if table and "enable-prompt-embeds" in str(error):
+            raise ServerError(
+                f"the model server at {endpoint.base_url} was started without --enable-prompt-embeds, which hybrid "
+                "prompts need: start it with `recgpt serve`, or set representation=text"
+            ) from error
         raise ServerError(
             f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {error}"
         ) from error
@@ -129,11 +148,68 @@ async def complete(
 
 
 def _key(
-    model: str, messages: Sequence[BaseMessage], schema: Mapping[str, Any], sampling: tuple[float, int, int | None]
+    model: str,
+    table: EntityTable | None,
+    messages: Sequence[BaseMessage],
+    schema: Mapping[str, Any],
+    sampling: tuple[float, int, int | None],
 ) -> str:
     """Of all that an answer depends on; not of the server's address nor of what is only for traces."""
     content = [weights_name(model), convert_to_openai_messages(list(messages)), schema, sampling]
+    if table:
+        content.append(table.version.digest)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class HybridChat(ChatOpenAI):
+    """The client, sending entities as input embeddings where it has them.
+
+    It replaces them in the body of the request, beneath callbacks and tracing.
+    """
+
+    _embedded: Mapping[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    def send_embedded(self, embedded: Mapping[tuple[str, ...], str]) -> None:
+        """For the entities of each part its embeddings as they go over the wire, see `embed_parts`."""
+        self._embedded = embedded
+
+    def _get_request_payload(
+        self,
+        input_: LanguageModelInput,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401 (as in the class it extends)
+    ) -> dict[str, Any]:
+        payload = super()._get_request_payload(input_, stop=stop, **kwargs)
+        payload["messages"] = [with_embeddings(message, self._embedded) for message in payload["messages"]]
+        return payload
+
+
+def with_embeddings(message: Mapping[str, Any], embedded: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
+    """A message of a request, its parts of entities replaced by input embeddings (vLLM's `prompt_embeds` parts)."""
+    if not isinstance(message["content"], list):
+        return dict(message)
+    parts = [
+        {"type": "prompt_embeds", "data": embedded[tuple(part["entities"])]} if "entities" in part else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def embed_parts(table: EntityTable, messages: Sequence[BaseMessage]) -> dict[tuple[str, ...], str]:
+    """Input embeddings of each part of entities: base64 of a `torch.save`d tensor (n * tokens, width). Blocks."""
+    found = {}
+    for entities in {tuple(part["entities"]) for message in messages for part in entity_parts(message)}:
+        buffer = io.BytesIO()
+        torch.save(table.vectors(entities), buffer)
+        found[entities] = base64.b64encode(buffer.getvalue()).decode()
+    return found
+
+
+def entity_parts(message: BaseMessage) -> list[dict[str, Any]]:
+    """The parts of a message that are entities."""
+    content = message.content if isinstance(message.content, list) else []
+    return [part for part in content if isinstance(part, dict) and "entities" in part]
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.DefaultAsyncHttpxClient] = WeakKeyDictionary()
@@ -167,7 +243,15 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
         ServerUnreachableError: no answer.
     """
     url = endpoint.base_url.removesuffix("/").removesuffix("/v1") + "/tokenize"
-    body = {"model": endpoint.model, "messages": convert_to_openai_messages(list(messages))}
+    # Not `convert_to_openai_messages`, which drops the key `entities`.
+    sent: list[dict[str, Any]] = [
+        {"role": "system" if message.type == "system" else "user", "content": message.content} for message in messages
+    ]
+    if endpoint.entities:
+        table = await asyncio.to_thread(open_entities, endpoint.entities)
+        embedded = await asyncio.to_thread(embed_parts, table, messages)
+        sent = [with_embeddings(message, embedded) for message in sent]
+    body = {"model": endpoint.model, "messages": sent}
     headers = {"Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
     try:
         async with httpx.AsyncClient(timeout=endpoint.timeout) as client:

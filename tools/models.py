@@ -47,6 +47,42 @@ def model_path(model: str, report: Callable[[str], None]) -> str:
     return str(target)
 
 
+PARTS_TEMPLATE = """\
+{%- set plain = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is string or not message['content'] -%}
+{%- set plain.messages = plain.messages + [message] -%}
+{%- else -%}
+{%- set whole = namespace(text='') -%}
+{%- for part in message['content'] -%}{%- set whole.text = whole.text + part['text'] -%}{%- endfor -%}
+{%- set plain.messages = plain.messages + [dict(message, content=whole.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = plain.messages -%}
+"""
+"""Put before a chat template that takes texts: it then takes parts too, and joins them with nothing between.
+
+vLLM itself joins the parts of a message by line ends where a template knows texts alone.
+"""
+
+
+def template_of_parts(model: str) -> str:
+    """The chat template of a model, for messages of parts as well.
+
+    Args:
+        model: directory or hub name.
+
+    Raises:
+        ModelFilesError: the model has none.
+    """
+    from transformers import AutoTokenizer
+
+    template = AutoTokenizer.from_pretrained(model).chat_template
+    if not isinstance(template, str):
+        raise ModelFilesError(f"the tokenizer of {model} has no chat template: take a model that is tuned for chat")
+    return PARTS_TEMPLATE + template
+
+
 def adapter_digest(adapter: Path) -> str:
     """SHA-256 of an adapter's weights.
 

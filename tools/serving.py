@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
-from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL, adapter_digest, model_path
+from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL, adapter_digest, model_path, template_of_parts
 
 MAX_RANK = 64
 """Largest LoRA rank that a server takes, from the start or later."""
@@ -101,16 +101,25 @@ def serve_command(
     if model == DEFAULT_MODEL and profile.adapters:
         adapter_digest(ADAPTER)
         model, adapters = BASE_MODEL, {DEFAULT_MODEL: ADAPTER, **adapters}
+    path = model_path(model, report)
     lora = ["--enable-lora", "--max-lora-rank", str(MAX_RANK), "--lora-modules"] if adapters else []
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", model_path(model, report), "--served-model-name", model,
+        "--model", path, "--served-model-name", model,
         "--host", address.hostname, "--port", str(address.port),
+        "--enable-prompt-embeds", "--chat-template", str(_write_template(path, address.port)),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
         *(profile.default_model_arguments if model in (BASE_MODEL, DEFAULT_MODEL) else ()),
         *lora, *(f"{name}={directory}" for name, directory in adapters.items()),
     ]  # fmt: skip
+
+
+def _write_template(path: str, port: int) -> Path:
+    LOG_DIRECTORY.mkdir(exist_ok=True)
+    file = LOG_DIRECTORY / f"chat-template-{port}.jinja"
+    file.write_text(template_of_parts(path), encoding="utf-8")
+    return file.resolve()
 
 
 def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:

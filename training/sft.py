@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tools.errors import DatasetError, OutputError
+from tools.errors import DatasetError
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
+from training.runs import claim, trained_seconds
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
 
@@ -158,7 +158,7 @@ def train(
         ),
         callbacks=[EarlyStoppingCallback(recipe.patience)],
     )
-    _claim(
+    claim(
         out,
         {"agent": agent, "base": model, "data_sha256": digest, "examples": len(train_set), "recipe": asdict(recipe)},
     )
@@ -187,28 +187,11 @@ def train(
         "hardware": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",
-        "minutes": round(_seconds(trainer.state.log_history) / 60, 1),
+        "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
         "licence": "Apache-2.0",
     }
     (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
-
-
-def _claim(out: Path, run: dict[str, object]) -> None:
-    """Note what `out` is for, so that checkpoints are gone on with by the same run only.
-
-    Raises:
-        OutputError: it has a run of other data or settings, or checkpoints of an unknown one.
-    """
-    note = out / "run.json"
-    if note.is_file():
-        found = json.loads(note.read_text())
-        if keys := sorted(key for key in found | run if found.get(key) != run.get(key)):
-            raise OutputError(f"{out} holds another run ({', '.join(keys)} differ); give another --out, or remove it")
-    elif list(out.glob("checkpoint-*")):
-        raise OutputError(f"{out} holds checkpoints without run.json, which tells what they are of; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(run, indent=2) + "\n")
 
 
 def truncated_trainer(prompt_gradient: int) -> type[Any]:
@@ -247,12 +230,6 @@ def truncated_trainer(prompt_gradient: int) -> type[Any]:
             return (loss, {"logits": logits}) if return_outputs else loss
 
     return TruncatedTrainer
-
-
-def _seconds(history: list[dict[str, float]]) -> float:
-    """Time that training took, over all its runs: the clock of the log starts anew with each."""
-    clock = [entry["train_runtime"] for entry in history if "loss" in entry and "train_runtime" in entry]
-    return sum(now for now, after in zip_longest(clock, clock[1:], fillvalue=0.0) if after < now)
 
 
 def _conversations(table: pl.DataFrame) -> list[dict[str, object]]:

@@ -6,7 +6,9 @@ listed is.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -20,6 +22,8 @@ import httpx
 import jsonschema
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.schemas import Recommendation
 from tools.errors import ServerError
@@ -92,6 +96,29 @@ def test_seeded_requests_with_long_prompts_do_not_kill_the_engine(vllm: Path) ->
         }
         assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
         assert client.post(f"{BASE_URL}/chat/completions", json=body).status_code == 200
+
+
+def test_input_embeddings_between_text_are_read_in_their_place(vllm: Path) -> None:
+    """The model's own embeddings of a word say the same as the word, wherever it stands, with nothing around it."""
+    path = ROOT / "models" / DEFAULT_MODEL
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    table = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).get_input_embeddings().weight
+    buffer = io.BytesIO()
+    torch.save(table[tokenizer(" milk, bread", add_special_tokens=False)["input_ids"]].detach().clone(), buffer)
+    parts = [
+        {"type": "text", "text": "Say what goes with"},
+        {"type": "prompt_embeds", "data": base64.b64encode(buffer.getvalue()).decode()},
+        {"type": "text", "text": " and eggs."},
+    ]
+    replies = []
+    with httpx.Client(timeout=300) as client:
+        for content in (parts, "Say what goes with milk, bread and eggs."):
+            body = {"model": DEFAULT_MODEL, "messages": [{"role": "user", "content": content}]}
+            size = client.post(f"{BASE_URL.removesuffix('/v1')}/tokenize", json=body).raise_for_status().json()["count"]
+            sampling = {"max_tokens": 16, "temperature": 0}
+            reply = client.post(f"{BASE_URL}/chat/completions", json=body | sampling).raise_for_status().json()
+            replies.append((size, reply["usage"]["prompt_tokens"], reply["choices"][0]["message"]["content"]))
+    assert replies[0] == replies[1]
 
 
 def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

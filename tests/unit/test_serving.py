@@ -20,9 +20,11 @@ URL = "http://127.0.0.1:8400/v1"
 
 
 @pytest.fixture(autouse=True)
-def made_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def made_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command line is looked at, not run."""
     monkeypatch.setattr(serving, "model_path", lambda model, report: f"made/{model}")
+    monkeypatch.setattr(serving, "template_of_parts", lambda model: f"template of {model}")
+    monkeypatch.setattr(serving, "LOG_DIRECTORY", tmp_path)
 
 
 def command(profile: serving.ServingProfile, model: str, adapters: dict[str, Path] | None = None) -> str:

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from tests.conftest import AS_OF, ROOT
+from tests.conftest import AS_OF
 from tools.errors import DatasetError, ModelFilesError, OutputError
 from tools.models import adapter_digest, merge_adapter
 from training.data import SCHEMA
@@ -30,18 +30,6 @@ RECIPE = replace(
     max_length=128,
     patience=9,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "smollm2-135m-instruct")
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), **size, num_key_value_heads=2, pad_token_id=2, eos_token_id=2)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    return str(directory)
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""What a prompt costs the server before its first token: text beside hybrid, one, eight and many users at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import httpx
+from langchain_core.messages import BaseMessage, SystemMessage
+
+from eval.metrics import Estimate, estimate
+from tools.llm import Endpoint, complete
+
+CONCURRENT = (1, 8, 32)
+"""Users at a time."""
+FREE_TEXT = {"type": "string"}
+COUNTER = re.compile(r"^vllm:prefix_cache_(hits|queries)_total(?:\{[^}]*\})? ([0-9.e+]+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some requests of one token each."""
+
+    seconds: list[float]
+    """Of each request."""
+    wall: float
+    hit_rate: float
+    """Share of the prompts' tokens that the prefix cache had."""
+
+
+async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]], users: int, salt: str) -> Pass:
+    """Send all prompts for one token of answer, `users` at a time.
+
+    Args:
+        endpoint: where.
+        prompts: what.
+        users: requests in flight.
+        salt: put before each prompt: what was sent with another one is not in the prefix cache.
+    """
+    slots = asyncio.Semaphore(users)
+
+    async def ask(messages: Sequence[BaseMessage]) -> float:
+        system, *rest = messages
+        async with slots:
+            started = time.perf_counter()
+            await complete(
+                endpoint,
+                [SystemMessage(f"{salt}\n{system.content}"), *rest],
+                FREE_TEXT,
+                temperature=0.0,
+                max_tokens=1,
+                seed=None,
+                run_name="prefill",
+                metadata={},
+            )
+            return time.perf_counter() - started
+
+    before, started = await _counters(endpoint), time.perf_counter()
+    seconds = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+    wall, after = time.perf_counter() - started, await _counters(endpoint)
+    hits, queries = (after[name] - before[name] for name in ("hits", "queries"))
+    return Pass(seconds, wall, hits / max(queries, 1.0))
+
+
+async def prefill_figures(
+    endpoints: Mapping[str, Endpoint],
+    prompts: Mapping[str, Sequence[Sequence[BaseMessage]]],
+    report: Callable[[str], None],
+) -> dict[str, Estimate]:
+    """`prefill_seconds.<way>.<users>`, `prefill_rps.<way>[.<users>]`, `prefix_hits.<way>.<users>` (when asked again).
+
+    The ways take turns at each number of users, each prompt is sent twice, and the first time is what is timed. Without
+    a number, requests a second are those of the most users.
+    """
+    figures = {}
+    for users in CONCURRENT:
+        for way, endpoint in endpoints.items():
+            salt = uuid4().hex
+            first = await run_pass(endpoint, prompts[way], users, salt)
+            again = await run_pass(endpoint, prompts[way], users, salt)
+            rate = Estimate(*(len(prompts[way]) / first.wall,) * 3, n=len(prompts[way]))
+            figures[f"prefill_seconds.{way}.{users}"] = estimate(first.seconds)
+            figures[f"prefill_rps.{way}.{users}"] = figures[f"prefill_rps.{way}"] = rate
+            figures[f"prefix_hits.{way}.{users}"] = Estimate(*(again.hit_rate,) * 3, n=len(prompts[way]))
+            report(f"prefill, {users} users, {way}: {rate.mean:.2f} requests a second")
+    return figures
+
+
+async def _counters(endpoint: Endpoint) -> dict[str, float]:
+    """Prompt tokens that the server looked up in its prefix cache, and found there; zero where it does not tell."""
+    url = endpoint.base_url.removesuffix("/").removesuffix("/v1") + "/metrics"
+    async with httpx.AsyncClient(timeout=endpoint.timeout) as client:
+        text = (await client.get(url)).text
+    counts = {"hits": 0.0, "queries": 0.0}
+    for name, value in COUNTER.findall(text):
+        counts[name] += float(value)
+    return counts

@@ -1,0 +1,189 @@
+"""Training an adaptor: what it is asked, that it learns, goes on after a kill, and what it refuses."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.conftest import AS_OF
+from tests.unit.test_hybrid import PROMPT, ROWS
+from tools.adaptor import Adaptor, AdaptorShape, load_adaptor
+from tools.dataset import Dataset
+from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.errors import DatasetError, OutputError
+from tools.hybrid import IGNORED, PLACEHOLDER, Example, HybridReader, Reading
+from training.adaptor import AdaptorRecipe, batches_of_tokens, collate, train_adaptor
+from training.alignment import Alignment, read_alignments
+from training.perception import (
+    held_out_questions,
+    known_facts,
+    load_perception,
+    perception_pairs,
+    read_titles,
+    split_of,
+)
+
+RECIPE = AdaptorRecipe(
+    hidden=32,
+    pairs=120,
+    batch_tokens=512,
+    accumulate=2,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    start_steps=20,
+    evaluate_every=3,
+    validation_pairs=20,
+    validation_alignments=1,
+)
+
+
+def say(message: str) -> None:
+    """Progress that nobody reads."""
+
+
+def test_a_prompt_is_tokenized_as_its_text_would_be_but_for_the_entities(tiny_model: str) -> None:
+    reading = Reading(tiny_model, 2)
+    hybrid = reading.example(PROMPT.render({"rows": ROWS}, hybrid=True), "yes")
+    assert hybrid.entities == ("white milk", "tea", "rye bread")
+    assert (hybrid.ids == reading.placeholder).sum() == 2 * 3
+    text = reading.example(PROMPT.render({"rows": [{"id": "h", "texts": [], "note": "n"}]}), "yes")
+    assert text.entities == () and not (text.ids == reading.placeholder).any()
+    assert text.ids[text.answer :].tolist() == hybrid.ids[hybrid.answer :].tolist()
+    assert reading.title(PLACEHOLDER) == [reading.placeholder]
+
+
+def test_own_embeddings_in_the_place_of_words_change_nothing(tiny_model: str) -> None:
+    """Where the adaptor gives the embeddings of the words themselves, the loss is that of the words."""
+    llm = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    word = 700
+    adaptor = Adaptor(AdaptorShape(2, 4, 32))
+    with torch.no_grad():
+        adaptor.outer.weight.zero_()
+        adaptor.outer.bias.copy_(llm.get_input_embeddings().weight[word])
+    reader = HybridReader(adaptor, llm, placeholder=49999)
+    words = torch.tensor([5, word, 6, word, 9, 10, 2])
+    places = words.masked_fill(words == word, 49999)
+    labels = words.clone()
+    labels[:4] = IGNORED
+    expected = llm(input_ids=words[None], labels=labels[None]).loss
+    found = reader(places[None], torch.ones_like(places)[None], labels[None], torch.zeros(2, 2))["loss"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert {name for name, _ in reader.named_parameters()} == {f"adaptor.{name}" for name in adaptor.state_dict()}
+
+
+def test_padding_changes_no_loss(tiny_model: str) -> None:
+    llm = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    torch.manual_seed(0)
+    reader = HybridReader(Adaptor(AdaptorShape(2, 4, 32)), llm, placeholder=49999)
+    short = Example(torch.tensor([5, 49999, 7, 8, 2]), 3, ("a",))
+    long = Example(torch.tensor([5, 6, 49999, 7, 9, 11, 12, 2]), 7, ("b",))
+
+    def vectors(texts: object) -> torch.Tensor:
+        return torch.tensor([{"a": [1.0, 2.0], "b": [0.5, -1.0]}[text] for text in texts])  # type: ignore[attr-defined]
+
+    alone = [reader(**collate([example], vectors, 49999))["loss"].item() for example in (short, long)]
+    both = reader(**collate([short, long], vectors, 49999))["loss"].item()
+    assert both == pytest.approx((2 * alone[0] + 1 * alone[1]) / 3, rel=1e-4)
+
+
+def test_micro_batches_hold_everything_once_within_their_bound() -> None:
+    examples = [Example(torch.arange(1 + n % 37), 0, ()) for n in range(300)]
+    batches = batches_of_tokens(examples, 128, seed=3)
+    assert sorted(id(example) for batch in batches for example in batch) == sorted(map(id, examples))
+    assert all(len(batch) * max(len(example.ids) for example in batch) <= 128 for batch in batches)
+    again = batches_of_tokens(examples, 128, seed=3)
+    assert [[id(one) for one in batch] for batch in again] == [[id(one) for one in batch] for batch in batches]
+
+
+def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
+    small_dir: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    lines = [
+        Alignment(
+            user_id=f"u{n}",
+            as_of=AS_OF,
+            agent="arbiter",
+            version="v1",
+            values={
+                "moment": "now", "profile": "unknown", "signals": [], "pool": [], "tags": 3,
+                "personas": [{"number": 1, "name": "p", "intent": "i", "evidence": ["White Bread, 20 oz", "tea"]}],
+            },
+            answer='{"picks":[]}',
+        )
+        for n in range(6)
+    ]  # fmt: skip
+    alignment = tmp_path / "alignment.jsonl"
+    alignment.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+
+    def run(out: Path, recipe: AdaptorRecipe = RECIPE) -> dict[str, object]:
+        return train_adaptor(small_dir, PACKAGED_MODEL, tiny_model, alignment, None, out, recipe, say)
+
+    whole = run(tmp_path / "whole")
+    losses = whole["validation_loss"]
+    assert isinstance(losses, dict) and losses["best"] < losses["first"]
+    assert whole["alignments"] == 5
+    twice = run(tmp_path / "twice")
+    weights = [(tmp_path / name / "adaptor" / "adaptor.safetensors").read_bytes() for name in ("whole", "twice")]
+    assert weights[0] == weights[1]
+    assert twice["data_sha256"] == whole["data_sha256"]
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", killed / "checkpoint-6")
+    shutil.copy(tmp_path / "whole" / "run.json", killed)
+    with pytest.raises(OutputError, match="recipe"):
+        run(killed, replace(RECIPE, seed=8))
+    run(killed)
+    assert (killed / "adaptor" / "adaptor.safetensors").read_bytes() == weights[0]
+    assert sum(path.stat().st_size for path in (killed / "checkpoint-6").iterdir()) < 1e6  # the LLM is not in it
+    embedder = open_embedder(PACKAGED_MODEL)
+    assert load_adaptor(killed / "adaptor", tiny_model, embedder.name).adaptor.shape == AdaptorShape(384, 32, 32)
+    assert json.loads((killed / "adaptor" / "card.json").read_text())["steps"] == whole["steps"]
+
+
+def test_held_out_items_are_in_no_trained_pair(journey: Dataset) -> None:
+    facts, perception = known_facts(journey), load_perception()
+    pairs = perception_pairs(facts, perception, "train", 5000, seed=1)
+    assert {pair.task for pair in pairs} == set(perception.tasks) - {"translation"}
+    shares = Counter(pair.task for pair in pairs)
+    assert shares["card"] > 6 * shares["department"] > 0
+    trained = {pair.entity for pair in pairs}
+    trained_leaves = {facts[title]["leaf"] for title in trained}
+    for question in held_out_questions(journey, perception, 20):
+        assert question.entity not in trained
+        if question.task.endswith("_of_new_leaf"):
+            assert facts[question.entity]["leaf"] not in trained_leaves
+        assert not question.choices or question.answer in question.choices
+        assert question.entity in str(question.text[1].content)
+    assert {split_of(title, facts[title]["leaf"]) for title in trained} == {"train"}
+
+
+def test_facts_are_those_of_the_catalogue_and_of_what_is_bought(journey: Dataset) -> None:
+    facts = known_facts(journey)
+    milk = facts["Store Brand White Milk, 1 gal"]
+    assert milk["brand"] == "Store Brand" and milk["size"] == "1 gal" and milk["season"] == "all year"
+    assert milk["department"] == "Grocery" and milk["leaf"] in milk["card"]
+    by_leaf = {known["leaf"]: known for known in facts.values()}
+    assert by_leaf["Inflatable Toys"]["season"] == "summer"
+    assert by_leaf["Charcoal"]["bought_with"] != "Charcoal"
+
+
+def test_a_corpus_of_titles_is_strict_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "titles.jsonl"
+    path.write_text('{"zh": "\u725b\u5976 1\u5347", "en": "Milk, 1 l"}\n', encoding="utf-8")
+    facts = read_titles(path)
+    assert facts == {"\u725b\u5976 1\u5347": {"en": "Milk, 1 l"}}
+    pairs = perception_pairs(facts, load_perception(), split_of(*["\u725b\u5976 1\u5347"] * 2), 3, seed=1)
+    assert {(pair.task, pair.answer) for pair in pairs} == {("translation", "Milk, 1 l")}
+    for line in ('{"zh": "a"}', '{"zh": "a", "en": ""}', '{"zh": "a", "en": "b", "note": "c"}', "{"):
+        path.write_text(line + "\n", encoding="utf-8")
+        with pytest.raises(DatasetError, match="line 1: expected"):
+            read_titles(path)
+    path.write_text(json.dumps({"zh": "a" * 301, "en": "b"}) + "\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="would change or cut this title"):
+        read_titles(path)
+    with pytest.raises(DatasetError, match="recgpt train alignment"):
+        read_alignments(path)

@@ -1,0 +1,213 @@
+"""Hybrid prompts: where entities stand in a prompt, what the table keeps, and what goes to the server."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.messages import BaseMessage
+
+from agents.context import Context
+from agents.schemas import Request
+from graphs.intent import graph
+from prompts.template import Prompt
+from tests.conftest import AS_OF
+from tests.scripted_server import MODEL, Reply, ScriptedServer
+from tools.adaptor import Adaptor, AdaptorShape, TrainedAdaptor, load_adaptor, save_adaptor
+from tools.embedding import Embeddings
+from tools.entities import EntitySource, EntityTable
+from tools.errors import ModelFilesError
+
+PROMPT = Prompt.model_validate(
+    {
+        "agent": "test",
+        "version": "v1",
+        "description": "a prompt of the tests",
+        "fields": ["rows"],
+        "lines": {"rows": {"begin": "Rows:\n", "each": "{{id}}: {{entity texts}} ({{note}})", "none": "(none)"}},
+        "system": "Read.",
+        "user": "{{rows}}",
+    }
+)
+ROWS = [
+    {"id": "h1", "texts": "white milk", "note": "often"},
+    {"id": "h2", "texts": ["tea", "", "rye \ue001bread"], "note": ["once", "late"]},
+    {"id": "h3", "texts": "", "note": "never"},
+]
+
+
+class Letters:
+    """An embedder of two dimensions: how long a text is, and how many spaces it has."""
+
+    name = "letters"
+
+    def embed(self, texts: Sequence[str], progress: object = None) -> Embeddings:
+        return np.array([[len(text), text.count(" ")] for text in texts], dtype=np.float32)
+
+
+def trained(seed: int = 0, text: int = 2, tokens: int = 1) -> TrainedAdaptor:
+    torch.manual_seed(seed)
+    return TrainedAdaptor(Adaptor(AdaptorShape(text, 8, 4, tokens)), MODEL, "letters", f"{seed:064x}")
+
+
+def test_as_text_entities_are_words_among_words() -> None:
+    system, user = PROMPT.render({"rows": ROWS})
+    assert (system.content, user.content) == (
+        "Read.",
+        "Rows:\nh1: white milk (often)\nh2: tea; rye bread (once; late)\nh3:  (never)",
+    )
+
+
+def test_as_hybrid_entities_are_parts_of_their_own() -> None:
+    system, user = PROMPT.render({"rows": ROWS}, hybrid=True)
+    assert system.content == "Read."
+    assert user.content == [
+        {"type": "text", "text": "Rows:\nh1: "},
+        {"type": "text", "text": "[entity: white milk]", "entities": ["white milk"]},
+        {"type": "text", "text": " (often)\nh2: "},
+        {"type": "text", "text": "[entity: tea]; [entity: rye bread]", "entities": ["tea", "rye bread"]},
+        {"type": "text", "text": " (once; late)\nh3:  (never)"},
+    ]
+
+
+def test_without_entities_a_hybrid_prompt_is_the_text() -> None:
+    assert PROMPT.render({"rows": []}, hybrid=True)[1].content == "(none)"
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_table_keeps_what_the_adaptor_gives(tmp_path: Path, tokens: int) -> None:
+    own = trained(tokens=tokens)
+    table = EntityTable(tmp_path / "t.lmdb", own, Letters())
+    texts = ["white milk", "tea", "white milk"]
+    vectors = table.vectors(texts)
+    assert vectors.shape == (3 * tokens, 4) and vectors.dtype == torch.bfloat16
+    with torch.inference_mode():
+        expected = own.adaptor(torch.from_numpy(Letters().embed(texts))).to(torch.bfloat16).flatten(0, 1)
+    assert torch.equal(vectors, expected)
+    assert len(table) == 2
+
+
+def test_what_is_new_is_added_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    embed = Letters.embed
+    monkeypatch.setattr(Letters, "embed", lambda self, texts, progress=None: asked.extend(texts) or embed(self, texts))
+    table = EntityTable(tmp_path / "t.lmdb", trained(), Letters())
+    before = table.vectors(["white milk"])
+    table.add(["white milk", "tea", "tea"])
+    assert asked == ["white milk", "tea"]
+    assert torch.equal(table.vectors(["white milk"]), before)
+
+
+def test_a_table_of_another_adaptor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.lmdb"
+    EntityTable(path, trained(0), Letters()).add(["tea"])
+    with pytest.raises(ModelFilesError, match=r"was made for .*delete it"):
+        EntityTable(path, trained(1), Letters())
+
+
+def test_embeddings_of_other_dimensions_are_refused(tmp_path: Path) -> None:
+    table = EntityTable(tmp_path / "t.lmdb", trained(text=3), Letters())
+    with pytest.raises(ModelFilesError, match="reads embeddings of 3 dimensions, letters gives 2"):
+        table.vectors(["tea"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    monkeypatch.setattr(
+        Letters, "embed", lambda self, texts, progress=None: np.array([[1, 1], [bad, 1]], dtype=np.float32)
+    )
+    table = EntityTable(tmp_path / "t.lmdb", trained(), Letters())
+    with pytest.raises(ModelFilesError, match="entity 'tea' has a vector with NaN or infinite"):
+        table.add(["white milk", "tea"])
+    assert len(table) == 0
+
+
+def test_an_adaptor_is_for_one_model_and_one_embedder(tmp_path: Path) -> None:
+    save_adaptor(trained().adaptor, tmp_path, {"model": "m", "embedder": "e"})
+    assert load_adaptor(tmp_path, "m", "e").adaptor.shape == AdaptorShape(2, 8, 4)
+    with pytest.raises(ModelFilesError, match="trained for the model m, this is other"):
+        load_adaptor(tmp_path, "other", "e")
+    with pytest.raises(ModelFilesError, match="trained for the embedding model e, this is other"):
+        load_adaptor(tmp_path, "m", "other")
+    with pytest.raises(ModelFilesError, match="recgpt train adaptor"):
+        load_adaptor(tmp_path / "nowhere", "m", "e")
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EntityTable:
+    """The table of an adaptor that nobody trained, in the place of the one that a context names."""
+    own = EntityTable(tmp_path / "t.lmdb", trained(), Letters())
+    opened: list[EntitySource] = []
+    monkeypatch.setattr("tools.llm.open_entities", lambda source: opened.append(source) or own)
+    return own
+
+
+class Seen(AsyncCallbackHandler):
+    """What a trace gets to see of each call."""
+
+    def __init__(self) -> None:
+        self.messages: list[BaseMessage] = []
+
+    async def on_chat_model_start(self, serialized: Any, messages: list[list[BaseMessage]], **kwargs: Any) -> None:
+        self.messages += messages[0]
+
+
+async def test_entities_go_to_the_server_as_embeddings_and_into_traces_as_words(
+    context: Context, server: ScriptedServer, table: EntityTable
+) -> None:
+    seen = Seen()
+    hybrid = context.model_copy(update={"representation": "hybrid"})
+    state = await graph.ainvoke(Request(user_id="h1", as_of=AS_OF), context=hybrid, config={"callbacks": [seen]})
+    assert state["failures"] == [] and state["tags"]
+    bodies = {body["response_format"]["json_schema"]["name"]: body for body in server.requests}
+    history = {line.text for line in state["household"].history}
+    for agent in ("planner", "arbiter"):
+        parts = bodies[agent]["messages"][1]["content"]
+        sent = [part["data"] for part in parts if part["type"] == "prompt_embeds"]
+        assert len(sent) == (len(history) if agent == "planner" else len(state["personas"]))
+        first = torch.load(io.BytesIO(base64.b64decode(sent[0])), weights_only=True)
+        assert any(torch.equal(first[:1], table.vectors([text])) for text in history)
+        assert not any(title in part.get("text", "") for part in parts for title in history)
+    assert isinstance(bodies["expert"]["messages"][1]["content"], str)
+    traced = json.dumps([message.content for message in seen.messages])
+    assert "[entity: Baby Diapers, 100 ct]" in traced
+    assert "prompt_embeds" not in traced and not any(data in traced for data in sent)
+
+
+async def test_a_server_without_prompt_embeddings_is_told_by_name(
+    context: Context, server: ScriptedServer, table: EntityTable
+) -> None:
+    server.answer = lambda agent, body: Reply(
+        "You must set `--enable-prompt-embeds` to input `prompt_embeds`", status=400
+    )
+    hybrid = context.model_copy(update={"representation": "hybrid"})
+    state = await graph.ainvoke(Request(user_id="h1", as_of=AS_OF), context=hybrid)
+    reason = state["failures"][0].reason
+    assert "started without --enable-prompt-embeds" in reason and "representation=text" in reason
+
+
+async def test_more_history_than_its_lines_show_is_told_day_by_day(
+    prepared_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
+) -> None:
+    """Household 1385 has 343 lines: sixty of them are numbered, what else it bought stands in its days."""
+    hybrid = context.model_copy(
+        update={"dataset": prepared_dir, "representation": "hybrid", "planner_tokens": 1_000_000}
+    )
+    state = await graph.ainvoke(Request(user_id="1385", as_of=AS_OF), context=hybrid)
+    household = state["household"]
+    assert len(household.days) == 34
+    assert len(household.history) == 60 and state["history_lines_cut"] == 0
+    assert [line.day for line in household.days] == sorted((line.day for line in household.days), reverse=True)
+    assert len({text for line in household.days for text in line.entities}) == 343
+    whole = len(server.prompts("planner")[0]) // 4
+    short = hybrid.model_copy(update={"planner_tokens": whole - 50})
+    state = await graph.ainvoke(Request(user_id="1385", as_of=AS_OF), context=short)
+    assert 0 < len(state["household"].days) < len(household.days)
+    assert state["household"].days == household.days[: len(state["household"].days)]
+    assert state["history_lines_cut"] > 0

@@ -1,0 +1,130 @@
+"""Hybrid prompts read in this process (section 2 of the report), as the server reads them: for training and measuring.
+
+A prompt is a chat whose entities are parts of their own, see `prompts.template`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tools.adaptor import Adaptor
+from tools.models import template_of_parts
+
+PLACEHOLDER = "<prompt_embeds>"
+"""A token of its own while a prompt is tokenized, as in vLLM."""
+IGNORED = -100
+"""Label of what is not in the loss."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenized hybrid prompt with its answer."""
+
+    ids: Tensor
+    """Token ids (t,), `Reading.placeholder` where an entity's embeddings go."""
+    answer: int
+    """Where the answer begins."""
+    entities: tuple[str, ...]
+    """In the order of their places."""
+
+
+class Reading:
+    """Turns messages of parts into token ids, as the server does."""
+
+    def __init__(self, path: str, tokens: int) -> None:
+        """Load the tokenizer of a model directory or hub name."""
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._template = template_of_parts(path)
+        self._tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
+        self.placeholder = int(self._tokenizer.convert_tokens_to_ids(PLACEHOLDER))
+        self.tokens = tokens
+
+    def example(self, messages: Sequence[Any], answer: str) -> Example:
+        """A prompt (messages of parts) and its answer, ended as the model ends its turn."""
+        entities = [name for message in messages for name in _entities(message.content)]
+        roles = {"system": "system", "human": "user"}
+        conversation = [
+            {"role": roles[message.type], "content": _with_places(message.content, self.tokens)} for message in messages
+        ]
+        prompt = self._tokenizer.apply_chat_template(
+            conversation, chat_template=self._template, add_generation_prompt=True, tokenize=False
+        )
+        before = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        after = self._tokenizer(answer + self._tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        return Example(torch.tensor([*before, *after]), len(before), tuple(entities))
+
+    def title(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+
+class HybridReader(nn.Module):
+    """The adaptor before a frozen LLM, which is no part of this module's weights and checkpoints."""
+
+    def __init__(self, adaptor: Adaptor, llm: Any, placeholder: int) -> None:  # noqa: ANN401 (a transformers model)
+        """Take an LLM whose parameters need no gradient."""
+        super().__init__()
+        self.adaptor = adaptor
+        self.placeholder = placeholder
+        self._llm = (llm,)  # in a tuple: a module would be registered
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, embeddings: Tensor
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy of the answers' tokens.
+
+        Args:
+            input_ids: (b, t), `placeholder` where entities go.
+            attention_mask: (b, t).
+            labels: (b, t), `IGNORED` outside of answers.
+            embeddings: text embeddings of the entities in the order of their places, (n, text).
+        """
+        wanted = labels[:, 1:] != IGNORED
+        logits = self._logits(input_ids, attention_mask, embeddings, wanted)
+        return {"loss": cross_entropy(logits, labels[:, 1:][wanted])}
+
+    def log_probabilities(self, example: Example, embeddings: Tensor) -> Tensor:
+        """Of every next token at each place of the answer, (answer, vocabulary)."""
+        ids = example.ids[None]
+        wanted = torch.zeros(ids.shape, dtype=torch.bool)[:, 1:]
+        wanted[:, example.answer - 1 :] = True
+        return self._logits(ids, torch.ones_like(ids), embeddings, wanted).log_softmax(dim=-1)
+
+    def _logits(self, ids: Tensor, mask: Tensor, embeddings: Tensor, wanted: Tensor) -> Tensor:
+        """After the wanted ones of all places but the last, (b, t - 1): (n, vocabulary)."""
+        (llm,) = self._llm
+        places = ids == self.placeholder
+        inputs = llm.get_input_embeddings()(ids.masked_fill(places, 0))
+        if len(embeddings):
+            vectors = self.adaptor(embeddings).flatten(0, 1).to(inputs.dtype)
+            inputs = inputs.masked_scatter(places[..., None], vectors)
+        hidden = llm.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        logits: Tensor = llm.lm_head(hidden[:, :-1][wanted]).float()
+        return logits
+
+
+def _entities(content: str | Sequence[str | Mapping[str, Any]]) -> list[str]:
+    parts = [] if isinstance(content, str) else content
+    return [name for part in parts if not isinstance(part, str) for name in part.get("entities", [])]
+
+
+def _with_places(content: str | Sequence[str | Mapping[str, Any]], tokens: int) -> list[dict[str, str]]:
+    """Parts of text with a placeholder for each input embedding of an entity."""
+    texts = []
+    for part in [content] if isinstance(content, str) else content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif "entities" in part:
+            texts.append(PLACEHOLDER * tokens * len(part["entities"]))
+        else:
+            texts.append(part["text"])
+    return [{"type": "text", "text": text} for text in texts]

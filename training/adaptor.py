@@ -1,0 +1,283 @@
+"""Train the adaptor of hybrid prompts (section 2 of the report): embedding model and LLM are frozen, it alone learns.
+
+    recgpt train adaptor --alignment runs/train/alignment.jsonl --out runs/train/adaptor
+
+    L = - sum_t log p(y*_t | P_hybrid, y*_<t)
+
+over self-perception pairs and production alignment. It starts from a projection of a title's embedding to the mean
+of the title's own input embeddings, which takes seconds and saves the first hundreds of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from prompts.template import load_prompt
+from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
+from tools.dataset import open_dataset
+from tools.embedding import Embedder, open_embedder
+from tools.hybrid import IGNORED, Example, HybridReader, Reading
+from tools.models import model_path, weights_name
+from training.alignment import Alignment, read_alignments
+from training.perception import (
+    Pair,
+    Perception,
+    known_facts,
+    load_perception,
+    perception_pairs,
+    read_titles,
+)
+from training.runs import claim, trained_seconds
+
+
+@dataclass(frozen=True)
+class AdaptorRecipe:
+    """Hyper-parameters; the report gives none."""
+
+    seed: int = 7
+    hidden: int = 1536
+    tokens: int = 1
+    """Input embeddings an entity."""
+    pairs: int = 24_000
+    """Self-perception pairs."""
+    alignment_passes: int = 1
+    """How often each alignment example is seen."""
+    batch_tokens: int = 4096
+    """Tokens of a micro-batch, padding included."""
+    accumulate: int = 2
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    start_steps: int = 600
+    """Of the projection that it starts from."""
+    evaluate_every: int = 50
+    validation_pairs: int = 400
+    validation_alignments: int = 12
+
+
+def train_adaptor(
+    dataset_dir: Path,
+    embedding_model: str,
+    model: str,
+    alignment: Path | None,
+    titles: Path | None,
+    out: Path,
+    recipe: AdaptorRecipe,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train, and write the weights of the best evaluation with their card to `out/adaptor`.
+
+    Args:
+        dataset_dir: the data set whose items the self-perception pairs are about.
+        embedding_model: setting of the text embedder.
+        model: the LLM: a name of ours, a directory or a hub name.
+        alignment: what `recgpt train alignment` wrote; None for self-perception alone.
+        titles: JSON lines `{"zh": ..., "en": ...}`, a further task; None for none.
+        out: checkpoints, TensorBoard logs, weights; a run that stopped there goes on if it is the same one.
+        recipe: hyper-parameters.
+        report: called with a sentence.
+
+    Returns:
+        The card.
+    """
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
+    perception, facts = load_perception(), known_facts(dataset)
+    corpus = read_titles(titles) if titles else {}
+    path = model_path(model, report)
+    reading = Reading(path, recipe.tokens)
+    lines = read_alignments(alignment) if alignment else []
+    held_out = lines[: recipe.validation_alignments]
+    pairs = {
+        "train": perception_pairs({**facts, **corpus}, perception, "train", recipe.pairs, recipe.seed),
+        "validation": perception_pairs(facts, perception, "validation", recipe.validation_pairs, recipe.seed),
+    }
+    examples = {
+        "train": [*_of_pairs(pairs["train"], perception, reading)]
+        + [*_of_alignments(lines[recipe.validation_alignments :], reading)] * recipe.alignment_passes,
+        "validation": [*_of_pairs(pairs["validation"], perception, reading), *_of_alignments(held_out, reading)],
+    }
+    digest = _digest(examples["train"])
+    report(f"{len(pairs['train']):,} pairs, {len(lines):,} alignments; embedding their entities")
+    vectors = _Vectors(embedder, [name for own in examples.values() for example in own for name in example.entities])
+    set_seed(recipe.seed)
+    llm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).requires_grad_(requires_grad=False).eval()
+    shape = AdaptorShape(vectors.size, recipe.hidden, llm.config.hidden_size, recipe.tokens)
+    adaptor = Adaptor(shape)
+    trained_titles = sorted({pair.entity for pair in pairs["train"]})
+    start_from_titles(adaptor, llm.get_input_embeddings().weight, trained_titles, vectors, reading, recipe, report)
+    reader = HybridReader(adaptor, llm, reading.placeholder)
+    batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in examples.items()}
+    config = TrainingArguments(
+        output_dir=str(out),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        lr_scheduler_type="cosine",
+        weight_decay=0.01,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulate,
+        num_train_epochs=1,
+        eval_strategy="steps",
+        eval_steps=recipe.evaluate_every,
+        save_steps=recipe.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=5,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        report_to=["tensorboard"],
+    )
+    run: dict[str, object] = {
+        "model": weights_name(model),
+        "embedder": embedder.name,
+        "data_sha256": digest,
+        "recipe": asdict(recipe),
+    }
+    claim(out, run)
+    trainer = Trainer(
+        model=reader,
+        args=config,
+        train_dataset=batches["train"],
+        eval_dataset=batches["validation"],
+        data_collator=lambda micro: collate(micro[0], vectors, reading.placeholder),
+    )
+    checkpoint = get_last_checkpoint(str(out))
+    report(f"{len(batches['train']):,} micro-batches, {'from ' + checkpoint if checkpoint else 'from the beginning'}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    options = [f"--alignment {alignment}"] * (alignment is not None) + [f"--titles {titles}"] * (titles is not None)
+    options += [f"--tokens {recipe.tokens}"] * (recipe.tokens != AdaptorRecipe.tokens)
+    card = {
+        "command": " ".join(["recgpt train adaptor", *options]),
+        **run,
+        "dataset": dataset.info.name,
+        "pairs": len(pairs["train"]),
+        "alignments": len(lines) - len(held_out),
+        "steps": trainer.state.global_step,
+        "tokens": sum(len(example.ids) for example in examples["train"]),
+        "validation_loss": {"first": losses[0], "best": min(losses)} if losses else {},
+        "hardware": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+        "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
+        "licence": "Apache-2.0",
+    }
+    save_adaptor(adaptor, out / "adaptor", card)
+    return card
+
+
+def start_from_titles(
+    adaptor: Adaptor,
+    table: Tensor,
+    titles: Sequence[str],
+    vectors: _Vectors,
+    reading: Reading,
+    recipe: AdaptorRecipe,
+    report: Callable[[str], None],
+) -> None:
+    """Fit the adaptor to give the mean of a title's input embeddings; each of several tokens gets a part of the title.
+
+    Args:
+        adaptor: is changed.
+        table: the LLM's input embeddings, (vocabulary, width).
+        titles: to fit on.
+        vectors: their text embeddings.
+        reading: of titles.
+        recipe: see there.
+        report: called with a sentence.
+    """
+    parts = [np.array_split(reading.title(title), recipe.tokens) for title in titles]
+    wanted = torch.stack(
+        [torch.stack([table[torch.from_numpy(part)].float().mean(dim=0) if len(part) else table.float().mean(dim=0)
+                      for part in own]) for own in parts]
+    )  # fmt: skip
+    texts = vectors(titles)
+    scale = wanted.std()
+    optimiser = torch.optim.AdamW(adaptor.parameters(), 1e-3)
+    with torch.no_grad():
+        adaptor.outer.bias.copy_(wanted.mean(dim=0).flatten())
+        adaptor.outer.weight.mul_(scale)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for step in range(1, recipe.start_steps + 1):
+        rows = torch.randint(len(texts), (256,), generator=generator)
+        loss = mse_loss(adaptor(texts[rows]) / scale, wanted[rows] / scale)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step % 100 == 0:
+            report(f"start: step {step} of {recipe.start_steps}, {loss.item():.3f} of the variance is left")
+
+
+def batches_of_tokens(examples: Sequence[Example], most: int, seed: int) -> list[list[Example]]:
+    """Micro-batches of examples of like length, `most` tokens each with padding, in random order."""
+    rng = np.random.default_rng(seed)
+    shuffled = [examples[row] for row in rng.permutation(len(examples))]
+    batches: list[list[Example]] = []
+    for example in sorted(shuffled, key=lambda one: len(one.ids)):
+        if batches and (len(batches[-1]) + 1) * len(example.ids) <= most:
+            batches[-1].append(example)
+        else:
+            batches.append([example])
+    return [batches[row] for row in rng.permutation(len(batches))]
+
+
+def collate(batch: Sequence[Example], vectors: _Vectors, placeholder: int) -> dict[str, Tensor]:
+    """A micro-batch as the fields of `HybridReader.forward`, padded on the right."""
+    longest = max(len(example.ids) for example in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for row, example in enumerate(batch):
+        count = len(example.ids)
+        ids[row, :count], mask[row, :count] = example.ids, 1
+        labels[row, example.answer : count] = example.ids[example.answer :]
+    names = [name for example in batch for name in example.entities]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "embeddings": vectors(names)}
+
+
+class _Vectors:
+    """Text embeddings of entities, each computed once."""
+
+    def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
+        distinct = sorted(set(texts))
+        self._row = {text: row for row, text in enumerate(distinct)}
+        self._table = torch.from_numpy(embedder.embed(distinct))
+        self.size = int(self._table.shape[1])
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(len(texts), size)."""
+        return self._table[[self._row[text] for text in texts]]
+
+
+def _of_pairs(pairs: Sequence[Pair], perception: Perception, reading: Reading) -> Iterator[Example]:
+    for pair in pairs:
+        messages = perception.ask(pair.task, pair.wording, pair.entity, hybrid=True)
+        yield reading.example(messages, json.dumps(pair.answer, ensure_ascii=False))
+
+
+def _of_alignments(lines: Sequence[Alignment], reading: Reading) -> Iterator[Example]:
+    for line in lines:
+        messages = load_prompt(line.agent, line.version).render(line.values, hybrid=True)
+        yield reading.example(messages, line.answer)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of what is trained on."""
+    content = [[example.ids.tolist(), example.answer, example.entities] for example in examples]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,256 @@
+"""Self-perception pairs (section 2 of the report): questions about one entity, and what the catalogue answers.
+
+Items of held-out leaves, and some titles of the others, are in no pair that is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import yaml
+from langchain_core.messages import BaseMessage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval.hybrid import Question
+from eval.splits import SEED, TRAIN_END
+from prompts.template import VALUE_LIMIT, Prompt, clean
+from tools.dataset import Dataset
+from tools.errors import DatasetError
+from tools.purchases import neighbours, purchases_before
+from tools.retrieval import leaf_paths
+from training.needs import load_needs
+
+PERCEPTION_FILE = Path(__file__).parent / "perception.yaml"
+SEASONS = ("winter", "winter", "spring", "spring", "spring", "summer", "summer", "summer", "autumn", "autumn", "autumn")
+"""Of the months from January to November, in which the training range ends."""
+SEASON_LIFT = 1.5
+"""How much more often than all else a leaf is bought in a season that is its own."""
+SEASON_LEAST = 30
+"""Purchases of a leaf from which its seasons are told."""
+ALL_YEAR = "all year"
+CARD = ("department", "category", "leaf", "brand", "size", "use", "season")
+
+MEASURED = {
+    "department": True,
+    "category": True,
+    "leaf": True,
+    "brand": True,
+    "size": False,
+    "use": True,
+    "season": True,
+    "bought_with": True,
+    "title": False,
+}
+"""Tasks that accuracy is told of, and whether they are multiple choice."""
+
+Split = Literal["train", "validation", "test", "test_leaf"]
+"""`test_leaf` has the items of leaves that no trained pair is about, `test` other titles of known leaves."""
+
+
+class Task(BaseModel):
+    """One family of questions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(ge=0)
+    answer: str
+    questions: list[str] = Field(min_length=1)
+
+
+class Perception(BaseModel):
+    """`perception.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str
+    tasks: dict[str, Task]
+
+    def ask(self, task: str, wording: int, item: str, hybrid: bool) -> list[BaseMessage]:
+        """The messages of a question about an item."""
+        questions = self.tasks[task].questions
+        question = questions[wording % len(questions)]
+        prompt = Prompt(
+            agent="perception", version=task, description=task, fields=("item",), system=self.system, user=question
+        )
+        return prompt.render({"item": item}, hybrid)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question about an entity, and its answer."""
+
+    task: str
+    wording: int
+    entity: str
+    answer: str
+
+
+@lru_cache(maxsize=1)
+def load_perception(path: Path = PERCEPTION_FILE) -> Perception:
+    """Read and validate the tasks."""
+    return Perception.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def split_of(title: str, leaf: str) -> Split:
+    """To which split a title belongs: by a hash, so that new items don't move the others."""
+    by_leaf, by_title = zlib.crc32(f"leaf:{leaf}".encode()) % 100, zlib.crc32(f"title:{title}".encode()) % 100
+    if by_leaf < 5:
+        return "test_leaf"
+    return "test" if by_title < 10 else "validation" if by_title < 13 else "train"
+
+
+def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """Of each title what the catalogue and the purchases before `TRAIN_END` tell; a fact that is not known is missing.
+
+    `title`, `department`, `category`, `leaf`, `brand`, `size`; `use` (the need that its category belongs to), `season`
+    (in which its leaf is bought `SEASON_LIFT` times as often as other things, or all year), `bought_with` (the leaf of
+    another category that most of its households bought for their number), `card`, several of these as one text.
+    """
+    paths = {path[-1]: path for path in leaf_paths(dataset)}
+    needs = load_needs().by_category()
+    seasons, companions = _seasons(dataset), _companions(dataset)
+    facts = {}
+    rows = dataset.items.sort("item_id").unique("title", keep="first", maintain_order=True).sort("title")
+    for row in rows.iter_rows(named=True):
+        leaf = row["category"][-1]
+        path = paths[leaf]
+        size = json.loads(row["attributes"]).get("size") if row["attributes"] else None
+        need = needs.get(path[1]) if len(path) > 2 else None
+        own = {
+            "title": clean(row["title"]),
+            "department": path[0],
+            "category": path[1] if len(path) > 2 else None,
+            "leaf": leaf,
+            "brand": row["brand"],
+            "size": size,
+            "use": need.names[0] if need else None,
+            "season": seasons.get(leaf),
+            "bought_with": companions.get(leaf),
+        }
+        known = {name: str(value) for name, value in own.items() if value}
+        known["card"] = "; ".join(known[name] for name in CARD if name in known)
+        facts[row["title"]] = known
+    return facts
+
+
+def perception_pairs(
+    facts: Mapping[str, Mapping[str, str]], perception: Perception, split: Split, count: int, seed: int
+) -> list[Pair]:
+    """`count` pairs of a split, the tasks by their shares, each wording as often as the others.
+
+    Args:
+        facts: see `known_facts`.
+        perception: tasks.
+        split: whose titles.
+        count: how many, about: shares are rounded.
+        seed: of the draw; titles are drawn without replacement until there are no more.
+    """
+    rng = np.random.default_rng(seed)
+    titles = [title for title, known in facts.items() if split_of(title, known.get("leaf", title)) == split]
+    tasks = {name: task for name, task in perception.tasks.items() if any(task.answer in facts[t] for t in titles)}
+    whole = sum(task.share for task in tasks.values())
+    pairs = []
+    for name, task in tasks.items():
+        able = [title for title in titles if task.answer in facts[title]]
+        wanted = round(count * task.share / whole)
+        drawn = np.concatenate([rng.permutation(len(able)) for _ in range(-(-wanted // len(able)))])[:wanted]
+        pairs += [Pair(name, number, able[row], facts[able[row]][task.answer]) for number, row in enumerate(drawn)]
+    return pairs
+
+
+def held_out_questions(dataset: Dataset, perception: Perception, count: int, seed: int = SEED) -> list[Question]:
+    """`count` questions a task and held-out split, about items that no trained pair is about.
+
+    Tasks with few answers are multiple choice. A split's name follows its task's for items of leaves that were held
+    out whole: `department`, `department_of_new_leaf`.
+    """
+    facts = known_facts(dataset)
+    rng = np.random.default_rng(seed)
+    questions = []
+    for name, task in perception.tasks.items():
+        if name not in MEASURED:
+            continue
+        choices = tuple(sorted({known[task.answer] for known in facts.values() if task.answer in known}))
+        for split, suffix in (("test", ""), ("test_leaf", "_of_new_leaf")):
+            able = [
+                title
+                for title, known in facts.items()
+                if task.answer in known and split_of(title, known["leaf"]) == split
+            ]
+            for number, row in enumerate(rng.permutation(len(able))[:count]):
+                text, hybrid = (perception.ask(name, number, able[row], way) for way in (False, True))
+                answer = facts[able[row]][task.answer]
+                questions.append(
+                    Question(f"{name}{suffix}", able[row], text, hybrid, answer, choices if MEASURED[name] else ())
+                )
+    return questions
+
+
+def read_titles(path: Path) -> dict[str, dict[str, str]]:
+    """A corpus of titles in two languages as facts: of each Chinese title its English one.
+
+    Raises:
+        DatasetError: a line is no `{"zh": ..., "en": ...}`, or one of the two is empty.
+    """
+    facts = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            pair = _TitlePair.model_validate_json(line)
+        except ValidationError as error:
+            raise DatasetError(
+                f'{path}, line {number}: expected {{"zh": "...", "en": "..."}} with nothing else, found {line[:120]!r}'
+            ) from error
+        if clean(pair.zh) != pair.zh:
+            raise DatasetError(
+                f"{path}, line {number}: a prompt would change or cut this title; expected one line of {VALUE_LIMIT} "
+                f"characters at most, without control characters, found {pair.zh[:120]!r}"
+            )
+        facts[pair.zh] = {"en": pair.en}
+    return facts
+
+
+class _TitlePair(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    zh: str = Field(min_length=1)
+    en: str = Field(min_length=1)
+
+
+def _seasons(dataset: Dataset) -> dict[str, str]:
+    """The season of each leaf with enough purchases."""
+    months = purchases_before(dataset, TRAIN_END).group_by("leaf", month=pl.col("timestamp").dt.month()).len()
+    counts: dict[str, dict[str, int]] = {}
+    for leaf, month, count in months.iter_rows():
+        own = counts.setdefault(leaf, {})
+        own[SEASONS[month - 1]] = own.get(SEASONS[month - 1], 0) + count
+    names: Sequence[str] = list(dict.fromkeys(SEASONS))
+    table = np.array([[own.get(name, 0) for name in names] for own in counts.values()], dtype=np.float64)
+    usual = table.sum(axis=0) / table.sum()
+    found = {}
+    for leaf, row in zip(counts, table, strict=True):
+        if row.sum() >= SEASON_LEAST:
+            lift = row / row.sum() / usual
+            found[leaf] = names[int(lift.argmax())] if lift.max() >= SEASON_LIFT else ALL_YEAR
+    return found
+
+
+def _companions(dataset: Dataset) -> dict[str, str]:
+    """For each leaf the one of another category with the highest cosine of their households."""
+    near = neighbours(dataset, TRAIN_END)
+    found = {}
+    for leaf, row in near.row.items():
+        one = np.zeros(len(near.leaves), dtype=np.float32)
+        one[row] = 1.0
+        for other in np.argsort(-near.close(one), kind="stable"):
+            if near.category[near.leaves[other]] != near.category[leaf]:
+                found[leaf] = near.leaves[other]
+                break
+    return found

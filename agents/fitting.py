@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from langchain_core.messages import BaseMessage
 
 from agents.context import Context
-from prompts.template import VALUE_LIMIT
 from tools.llm import measure_prompt
 
 REPAIR_TOKENS = 120
@@ -42,7 +41,8 @@ async def fit_lines(
     Args:
         context: of the request.
         agent: whose prompt it is.
-        characters: at least so many that each line adds to the prompt, the line that is kept first being the first.
+        characters: at least so many that each line adds to the prompt, the line that is kept first being the first;
+            an input embedding counts as the longest token.
         render: the prompt with so many of them.
         answer: tokens of the answer.
         most: bound of the prompt's tokens.
@@ -64,7 +64,7 @@ def _worth_counting(characters: Sequence[int], tokens: int) -> int:
     """How many lines can fit at all; 100,000 lines need not be sent to a tokenizer to know that they don't."""
     total = 0
     for count, own in enumerate(characters):
-        total += min(own, VALUE_LIMIT)
+        total += own
         if total > tokens * CHARACTERS_A_TOKEN_AT_MOST:
             return count
     return len(characters)

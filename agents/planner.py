@@ -14,11 +14,11 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.fitting import fit_lines
+from agents.fitting import CHARACTERS_A_TOKEN_AT_MOST, fit_lines
 from agents.schemas import Household, Persona, PlannedPersona, plan_schema
 from agents.state import IntentState
 from agents.wording import citation, day_lines, evidence_lines, moment_text, profile_text
-from prompts.template import Value
+from prompts.template import VALUE_LIMIT, Value
 from tools.dataset import open_dataset
 from tools.history import DayLine, number_lines, read_days
 
@@ -53,7 +53,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
         return prompt.render(values, hybrid)
 
     def least_characters(texts: Sequence[str]) -> int:
-        return sum(1 if hybrid else len(text) for text in texts)
+        return sum(CHARACTERS_A_TOKEN_AT_MOST if hybrid else min(len(text), VALUE_LIMIT) for text in texts)
 
     numbered = await fit_lines(
         context,

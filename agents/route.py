@@ -19,7 +19,7 @@ from agents.fitting import fit_lines
 from agents.schemas import Persona, ProposedTag, RouteTask
 from agents.state import IntentState
 from agents.wording import event_lines, moment_text, profile_text
-from prompts.template import Value
+from prompts.template import VALUE_LIMIT, Value
 from tools.llm import measure_prompt
 from tools.signals import Signal
 
@@ -69,7 +69,7 @@ async def fit_events(state: IntentState, runtime: Runtime[Context]) -> IntentSta
     fit = await fit_lines(
         context,
         "route",
-        [len(event.text) for event in reversed(events)],
+        [min(len(event.text), VALUE_LIMIT) for event in reversed(events)],
         lambda count: render(longest, count),
         answer=tag_list_tokens(context.tags_per_expert),
         most=context.route_tokens,

@@ -273,7 +273,7 @@ def _of(values: Mapping[str, Estimate], prefix: str) -> dict[str, dict[str, Esti
     """Figures below a prefix, `<what>.<way>`, by what and way."""
     found: dict[str, dict[str, Estimate]] = {}
     for key, value in values.items():
-        if key.startswith(prefix):
+        if key.startswith(prefix) and "." in key.removeprefix(prefix):
             what, way = key.removeprefix(prefix).rsplit(".", 1)
             found.setdefault(what, {})[way] = value
     return found

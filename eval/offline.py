@@ -5,6 +5,7 @@ What a model lists is kept in `OUT/lists`, so that an interrupted run goes on an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +29,27 @@ from eval.retrieval import (
     questions,
     rank,
 )
-from eval.splits import TRAIN_END, WEEK_DAYS, WEEKS, Case, evaluation_cases, week_cases
+from eval.splits import (
+    LEAST_BASKETS,
+    SEED,
+    TRAIN_END,
+    VALIDATION_BASKET,
+    WEEK_DAYS,
+    WEEKS,
+    Case,
+    basket_cases,
+    evaluation_cases,
+    week_cases,
+)
 from tools.dataset import Dataset
 from tools.embedding import Embeddings
-from tools.errors import OutputError
+from tools.errors import DatasetError, OutputError
 from tools.towers import leaf_of_titles
 
 KS = (10, 30)
 OURS = "v2_combined"
 CHANNELS = {"cognitive": "v2_cognitive", "habit": "own_recency", "towers": "towers"}
-"""The model that lists what each channel proposes."""
+"""The model whose list stands for each channel."""
 Report = Callable[[str], None]
 
 
@@ -76,9 +88,13 @@ def open_evaluation(dataset: Dataset, out: Path, users: int | None) -> Evaluatio
 
     Raises:
         OutputError: the directory has another run's results.
+        DatasetError: no household can be asked about, or none that settings can be chosen on.
     """
+    levels = {level: read_level(dataset, level) for level in LEVELS}
+    entities = json.dumps([levels[level].entities for level in LEVELS])
     identity = {
         "dataset": dataset.info.name,
+        "entities": hashlib.sha256(entities.encode()).hexdigest()[:16],
         "events": dataset.events_before(dataset.last_event + timedelta(seconds=1)).height,
         "train_end": TRAIN_END.isoformat(),
         "depth": DEPTH,
@@ -89,10 +105,17 @@ def open_evaluation(dataset: Dataset, out: Path, users: int | None) -> Evaluatio
         if found != identity:
             keys = ", ".join(key for key in identity if found.get(key) != identity[key])
             raise OutputError(f"{out} has results of another run ({keys} differ): give another --out, or remove it")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    return Evaluation(dataset, out, users, {level: read_level(dataset, level) for level in LEVELS})
+    run = Evaluation(dataset, out, users, levels)
+    validation = basket_cases(dataset, VALIDATION_BASKET, 1, SEED)
+    for what, cases in (("last", run.cases("test", 1)), ("last but one", validation)):
+        if not cases:
+            raise DatasetError(
+                f"{dataset.directory} has no household whose {what} basket lies on or after {TRAIN_END:%Y-%m-%d} with "
+                f"purchases before it, out of {LEAST_BASKETS} baskets or more: there is nothing to measure on"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    return run
 
 
 def list_classical(run: Evaluation, report: Report) -> None:
@@ -275,14 +298,20 @@ def _gains(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
 
 
 def _of_weeks(run: Evaluation) -> dict[str, Estimate]:
-    """HR@30 of new leaves in each week, of each model over the households that it was asked about: the first ones."""
+    """HR@30 of new leaves in each week.
+
+    `weeks` are of the first households, those that every model was asked about; `weeks_everyone` of each model over all
+    the households that it was asked about.
+    """
     values = {}
     for week in WEEKS:
-        for name in listed_models(run, week, "leaf"):
-            cases = run.cases(week, _asked_about(run, name, week))
-            if ranking := read_lists(run, name, week, "leaf", cases):
-                rates = hit_rates(ranking, run.questions(week, "leaf", cases), DEPTH, new=True)
-                values[f"weeks.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(known(rates))
+        asked_about = {name: _asked_about(run, name, week) for name in listed_models(run, week, "leaf")}
+        for name, own in asked_about.items():
+            for prefix, count in (("weeks", min(asked_about.values())), ("weeks_everyone", own)):
+                cases = run.cases(week, count)
+                if ranking := read_lists(run, name, week, "leaf", cases):
+                    rates = hit_rates(ranking, run.questions(week, "leaf", cases), DEPTH, new=True)
+                    values[f"{prefix}.{week}.{name}.leaf.new.hr@{DEPTH}"] = estimate(known(rates))
     return values
 
 
@@ -292,10 +321,14 @@ def _asked_about(run: Evaluation, name: str, split: str) -> int:
 
 
 def _of_channels(run: Evaluation, cases: Sequence[Case]) -> dict[str, Estimate]:
-    """Share of the basket that a channel's first 30 leaves have and no other channel's; and how far two overlap."""
+    """Share of the basket that a channel's first 30 leaves have and no other channel's; and how far two overlap.
+
+    As in `tools.ranker.candidates`, habit has what was bought before alone, and the towers what was not. Of tags there
+    are more than a page's final ones: the arbiter's picks are followed by what it left.
+    """
     there = listed_models(run, "test", "leaf")
     lists = {
-        channel: ranking.all
+        channel: ranking.new if channel == "towers" else ranking.all
         for channel, name in CHANNELS.items()
         if name in there and (ranking := read_lists(run, name, "test", "leaf", cases))
     }

@@ -63,16 +63,13 @@ def list_of(heading: str, values: Mapping[str, Estimate]) -> Table:
     return Table(heading, "figure", ["mean"], {key: [value] for key, value in values.items()}, counts=True)
 
 
-def draw_bars(
-    axes: mpl.axes.Axes, found: Mapping[str, Estimate], colours: Mapping[str, str] = {}, note: str = ""
-) -> None:
+def draw_bars(axes: mpl.axes.Axes, found: Mapping[str, Estimate], colours: Mapping[str, str] = {}) -> None:
     """A horizontal bar a name with its interval, the first on top.
 
     Args:
         axes: to draw on.
         found: what.
         colours: of the names that are not grey.
-        note: put behind each number; a format string of the estimate.
     """
     names: Sequence[str] = list(found)[::-1]
     means = [found[name].mean for name in names]
@@ -80,12 +77,13 @@ def draw_bars(
         [found[name].mean - found[name].low for name in names],
         [found[name].high - found[name].mean for name in names],
     ]
-    axes.barh(
+    bars = axes.barh(
         names, means, xerr=errors, color=[colours.get(name, GREY) for name in names], error_kw={"lw": 1, "capsize": 2}
     )
     for row, name in enumerate(names):
-        label = f"{found[name].mean:.3f}{note.format(found[name])}"
-        axes.annotate(label, (0, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+        place = bars[row].get_y() + bars[row].get_height() / 2  # panels that share names share their places
+        label = f"{found[name].mean:.3f}"
+        axes.annotate(label, (0, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -33,7 +33,7 @@ class Pass:
 
 
 async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]], users: int, salt: str) -> Pass:
-    """Send all prompts for one token of answer, `users` at a time.
+    """Send prompts for one token of answer, `users` at a time: each once, and over again until every user sent two.
 
     Args:
         endpoint: where.
@@ -43,13 +43,13 @@ async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]],
     """
     slots = asyncio.Semaphore(users)
 
-    async def ask(messages: Sequence[BaseMessage]) -> float:
-        system, *rest = messages
+    async def ask(number: int) -> float:
+        system, *rest = prompts[number % len(prompts)]
         async with slots:
             started = time.perf_counter()
             await complete(
                 endpoint,
-                [SystemMessage(f"{salt}\n{system.content}"), *rest],
+                [SystemMessage(f"{salt}-{number}\n{system.content}"), *rest],
                 FREE_TEXT,
                 temperature=0.0,
                 max_tokens=1,
@@ -60,7 +60,7 @@ async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]],
             return time.perf_counter() - started
 
     before, started = await _counters(endpoint), time.perf_counter()
-    seconds = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+    seconds = await asyncio.gather(*(ask(number) for number in range(max(len(prompts), 2 * users))))
     wall, after = time.perf_counter() - started, await _counters(endpoint)
     hits, queries = (after[name] - before[name] for name in ("hits", "queries"))
     return Pass(seconds, wall, hits / max(queries, 1.0))
@@ -82,10 +82,10 @@ async def prefill_figures(
             salt = uuid4().hex
             first = await run_pass(endpoint, prompts[way], users, salt)
             again = await run_pass(endpoint, prompts[way], users, salt)
-            rate = Estimate(*(len(prompts[way]) / first.wall,) * 3, n=len(prompts[way]))
+            rate = Estimate(*(len(first.seconds) / first.wall,) * 3, n=len(first.seconds))
             figures[f"prefill_seconds.{way}.{users}"] = estimate(first.seconds)
             figures[f"prefill_rps.{way}.{users}"] = figures[f"prefill_rps.{way}"] = rate
-            figures[f"prefix_hits.{way}.{users}"] = Estimate(*(again.hit_rate,) * 3, n=len(prompts[way]))
+            figures[f"prefix_hits.{way}.{users}"] = Estimate(*(again.hit_rate,) * 3, n=len(again.seconds))
             report(f"prefill, {users} users, {way}: {rate.mean:.2f} requests a second")
     return figures
 

@@ -41,7 +41,7 @@ COLUMNS = (
     ("product", "all", 30),
 )
 """Of the tables: level, which targets, k."""
-OTHERS = ("tags.", "cost.", "routes.", "lists.", "page.", "allocation.")
+OTHERS = ("tags.", "cost.", "routes.", "lists.", "page.", "allocation.", "weeks_everyone.")
 """What begins the keys of figures that are listed, not plotted."""
 
 Tokens = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -86,7 +86,8 @@ def write_evaluation_page(path: Path, values: Mapping[str, Estimate], tokens: To
                 f"The models that were asked about all {households(everyone):,} households", "model", columns, everyone
             ),
             list_of(
-                "Final tags, cost, repetition, diversity, pages, allocation",
+                "Final tags, cost (seconds as recorded, many households at a time), repetition, diversity, pages, "
+                "allocation, and the weeks on all households that a model was asked about",
                 {key: value for key, value in values.items() if key.startswith(OTHERS)},
             ),
         ],
@@ -133,14 +134,14 @@ def hit_rate_plot(values: Mapping[str, Estimate]) -> str:
 
 
 def week_plot(values: Mapping[str, Estimate]) -> str:
-    """A panel a week, each bar with its number of households: V1 and V2 are asked about few."""
+    """A panel a week: all models on the same households, few, since V1 and V2 are asked about few."""
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     there = False
     for axes, week in zip(figure.subplots(1, len(WEEKS), sharey=True, sharex=True), WEEKS, strict=True):
         found = {name: value for name in MODELS if (value := values.get(f"weeks.{week}.{name}.leaf.new.hr@30"))}
         there = there or bool(found)
-        draw_bars(axes, found, COLOURS, " (n={0.n:,})")
-        axes.set_title(week)
+        draw_bars(axes, found, COLOURS)
+        axes.set_title(f"{week}, {max((value.n for value in found.values()), default=0)} households")
     return svg_of(figure) if there else ""
 
 

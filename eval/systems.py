@@ -32,6 +32,8 @@ from tools.towers import TowerIndex, open_towers, tower_scores
 TAGGERS = {"v1": routes_graph, "v2": intent_graph}
 """What writes the tags of each system."""
 SPLITS = ("test", *WEEKS)
+OUR_MODELS = ("v1", "v2_cognitive", "shelf", "v1_combined", OURS, "utility", "towers")
+"""What `list_systems` makes lists of, where there is what they are made from."""
 PAGES = 100
 """Households whose pages are computed for the figures of the allocation."""
 
@@ -57,8 +59,9 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
     """Lists of V1, of V2's tags alone, and where there are towers and a ranker of these and of both channels.
 
     What tells where a hit comes from: `shelf`, the shelves that V2's experts chose from, in their own order;
-    `v1_combined`, both channels with the tags of V1; and of the utility channel, which needs no tags and is asked about
-    all households before their last basket, and about the run's in the weeks, `towers` alone and `utility`, the ranker.
+    `v1_combined`, both channels with the tags of V1, each worth what was chosen for V2's; and of the utility channel,
+    which needs no tags and is asked about all households before their last basket, and about the run's in the weeks,
+    `towers` alone and `utility`, the ranker.
     """
     number = {leaf: row for row, leaf in enumerate(run.levels["leaf"].entities)}
     for split in SPLITS:
@@ -81,10 +84,12 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
             models["utility"] = Remembering(Combined(*parts, {})), everyone, utility.digest
             towers = TowerRecommender(run.dataset, utility.index, run.levels["leaf"].entities)
             models["towers"] = Remembering(towers), everyone, utility.digest
-        for name, (model, households, key) in models.items():
-            if not households:
-                drop_lists(run, name, split)
-            for level in (LEVELS if split == "test" else LEVELS[:1]) if households else ():
+        models = {name: found for name, found in models.items() if found[1]}
+        for name in set(OUR_MODELS) - set(models):
+            drop_lists(run, name, split)
+        for name, (model, households, made_by) in models.items():
+            key = f"{made_by}-{households}"
+            for level in LEVELS if split == "test" else LEVELS[:1]:
                 if not has_lists(run, name, split, level, key):
                     keep_lists(run, name, split, level, run.at_level(model, level), run.cases(split, households), key)
 

@@ -7,6 +7,7 @@ runs (tuned, untuned, without a shelf ...) on the same households are compared b
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,14 +19,18 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.arbiter import in_turn
 from agents.context import Context
+from agents.route import ROUTE_PROMPT
 from agents.schemas import CallRecord, Failure, Persona, ProposedTag, Request, Tag
 from agents.state import IntentState
 from eval.metrics import Estimate, estimate, hit_rate_at_k
 from eval.splits import Case
 from graphs.intent import graph
+from prompts.template import load_prompt
 from tools.dataset import Dataset
 from tools.embedding import Embedder
+from tools.entities import open_entities
 from tools.errors import OutputError, RecGPTError, ServerUnreachableError
+from tools.models import weights_name
 from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
 
@@ -68,8 +73,20 @@ class TagRun(BaseModel):
 
 
 def settings_of(context: Context) -> dict[str, Any]:
-    """The settings that tags depend on: an arm is made with one and the same."""
-    return {key: value for key, value in context.model_dump(mode="json").items() if not key.startswith(NOT_OF_TAGS)}
+    """What tags depend on: an arm is made with one and the same. Blocks.
+
+    The settings, and digests of what they name: weights of the models, prompt files, and the vectors of entities.
+    """
+    settings = context.model_dump(mode="json")
+    versions = {"planner": context.planner_prompt, "expert": context.expert_prompt, "arbiter": context.arbiter_prompt}
+    files = [load_prompt(*prompt).model_dump_json() for prompt in (*versions.items(), ("route", ROUTE_PROMPT))]
+    entities = context.endpoint("planner").entities
+    return {
+        **{key: value for key, value in settings.items() if not key.startswith(NOT_OF_TAGS)},
+        "weights": {agent: weights_name(context.endpoint(agent).model) for agent in versions},
+        "prompts": hashlib.sha256("".join(files).encode()).hexdigest()[:16],
+        "entities": open_entities(entities).version.digest if entities else None,
+    }
 
 
 Tagger = CompiledStateGraph[IntentState, Context, Request, Any]
@@ -85,6 +102,7 @@ async def run_cases(
         ServerUnreachableError: the server is gone; what is finished is written, the rest is cancelled.
     """
     slots = asyncio.Semaphore(concurrency)
+    settings = await asyncio.to_thread(settings_of, context)
 
     async def run(case: Case) -> None:
         async with slots:
@@ -96,7 +114,7 @@ async def run_cases(
             TagRun(
                 user_id=case.user_id,
                 as_of=case.as_of,
-                settings=settings_of(context),
+                settings=settings,
                 target=sorted(case.target),
                 bought=sorted(case.bought),
                 history=[line.leaf for line in state["household"].history if line.leaf],

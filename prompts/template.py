@@ -37,7 +37,8 @@ _BEGIN, _NEXT, _END = "\ue000", "\ue001", "\ue002"
 """Around and between entities while a prompt is filled; `clean` leaves no such character in a value."""
 _ENTITIES = re.compile(f"{_BEGIN}([^{_END}]*){_END}")
 _CHAT_TOKENS = re.compile(
-    r"<\|[^|>]{0,40}\|>|<\||\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<\uff5c.{0,40}?\uff5c>", re.I
+    r"<prompt_embeds>|<\|[^|>]{0,40}\|>|<\||\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<\uff5c.{0,40}?\uff5c>",
+    re.I,
 )
 
 ENTITY_SEPARATOR = "; "

@@ -97,7 +97,7 @@ def tags(
     out: Out = OFFLINE,
     users: Users = 500,
     everyone: Everyone = False,
-    week_users: WeekUsers = 20,
+    week_users: WeekUsers = 50,
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
@@ -113,10 +113,14 @@ def tags(
 
 
 def retrieval(
-    out: Out = OFFLINE, users: Users = 500, everyone: Everyone = False, dataset: DatasetOption = None
+    out: Out = OFFLINE,
+    users: Users = 500,
+    everyone: Everyone = False,
+    dataset: DatasetOption = None,
+    setting: Setting = None,
 ) -> None:
     """Fit the recommenders that read no text, and measure what they list before households' last baskets."""
-    context = resolve_context([], dataset=dataset)
+    context = resolve_context(setting or [], dataset=dataset)
     run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
     with reporting("recommenders that read no text") as step:
         list_classical(run, step)
@@ -127,7 +131,7 @@ def everything(
     out: Out = OFFLINE,
     users: Users = 500,
     everyone: Everyone = False,
-    week_users: WeekUsers = 20,
+    week_users: WeekUsers = 50,
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
@@ -205,11 +209,12 @@ def _measure(run: Evaluation, context: Context) -> None:
         values = {**figures(run), **list_figures(run, leaf_vectors), **system_figures(run, embedder)}
         if utility:
             values |= allocation_figures(run, utility, context)
-        write_metrics(run.out / "metrics.json", values)
+        metrics = run.out / "metrics.json"
+        write_metrics(metrics, values)
         step("page")
         tokens = {system: tokens_by_agent(read_system(run, system, "test")[: run.users]) for system in TAGGERS}
-        write_evaluation_page(run.out / "report.html", values, tokens)
-    say(f"figures: {run.out / 'metrics.json'}; page: {run.out / 'report.html'}")
+        write_evaluation_page(run.out / "report.html", read_metrics(metrics), tokens)
+    say(f"figures: {metrics}; page: {run.out / 'report.html'}")
 
 
 def table(
@@ -254,6 +259,8 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
 ) -> None:
     """Figures of arms beside popularity and the shelf's own order, on the households that all arms have."""
+    if len({path.stem for path in files}) < len(files):
+        raise OutputError(f"two of {', '.join(map(str, files))} have one name: an arm is called by its file's name")
     arms = {path.stem: read_runs(path) for path in files}
     embedder = open_embedder(Context(dataset=dataset).embedding_model)
     with reporting("measuring") as step:

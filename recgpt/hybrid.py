@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,6 @@ from recgpt.recommend import resolve_context, serve_for
 from tools.adaptor import load_adaptor
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
-from tools.errors import DatasetError
 from tools.hybrid import HybridReader, Reading
 from tools.llm import Endpoint
 from tools.logs import logging_to
@@ -133,9 +133,11 @@ def _time_prefills(
     step: Callable[[str], None],
 ) -> dict[str, Estimate]:
     if not long:
-        raise DatasetError(f"no household has a prompt of {FITTING[0]} to {FITTING[1]} tokens to time")
+        say(f"no household has a prompt of {FITTING[0]} to {FITTING[1]} tokens: prefill is not timed")
+        return {}
     prompts = {"text": [prompt[False] for prompt in long], "hybrid": [prompt[True] for prompt in long]}
-    return asyncio.run(prefill_figures(endpoints, prompts, step))
+    asking = {way: replace(endpoint, answers=None) for way, endpoint in endpoints.items()}
+    return asyncio.run(prefill_figures(asking, prompts, step))
 
 
 def _ask_missing(endpoints: Mapping[str, Endpoint], asked: Sequence[Question], out: Path, concurrency: int) -> None:

@@ -83,7 +83,8 @@ def alignment(
 ) -> None:
     """Ask planner and arbiter full-text prompts of training households: what `adaptor` learns to answer alike."""
     settings = ["representation=text", "planner_tokens=3000", *(setting or [])]
-    context = resolve_context(settings, base_url=base_url, model=model)
+    # Answers that were kept run no model, and it is the model's own words that are wanted.
+    context = resolve_context(settings, base_url=base_url, model=model).model_copy(update={"answers": None})
     cut_to_whole_lines(out)
     done = {line.user_id for line in read_alignments(out)} if out.exists() else set()
     todo = [case for case in alignment_cases(open_dataset(context.dataset), users) if case.user_id not in done]

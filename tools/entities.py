@@ -76,7 +76,7 @@ class EntityTable:
         wanted = json.dumps(asdict(self.version)).encode()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = lmdb.open(str(path), map_size=MOST_BYTES, subdir=False, readahead=False)
+            self._file = _open_file(path.resolve())
             with self._file.begin(write=True) as transaction:
                 transaction.put(VERSION_KEY, wanted, overwrite=False)
                 found = bytes(transaction.get(VERSION_KEY) or b"")
@@ -149,6 +149,12 @@ class EntityTable:
                 f"embedding model {self._embedder.name} or the adaptor is damaged; nothing of it was kept"
             )
         return projected
+
+
+@load_once(maxsize=64)
+def _open_file(path: Path) -> lmdb.Environment:
+    """LMDB takes one opening of a file in a process, by whatever path."""
+    return lmdb.open(str(path), map_size=MOST_BYTES, subdir=False, readahead=False)
 
 
 @load_once(maxsize=4)

@@ -113,7 +113,7 @@ async def complete(
             }
         },
     )
-    if table:
+    if table is not None:
         model.send_embedded(await asyncio.to_thread(embed_parts, table, messages))
     started = time.perf_counter()
     try:
@@ -126,7 +126,7 @@ async def complete(
             "see its log, or start one with `recgpt serve`"
         ) from error
     except (openai.OpenAIError, ValueError) as error:  # a 200 that holds an error is a ValueError of the client
-        if table and "enable-prompt-embeds" in str(error):
+        if table is not None and "enable-prompt-embeds" in str(error):
             raise ServerError(
                 f"the model server at {endpoint.base_url} was started without --enable-prompt-embeds, which hybrid "
                 "prompts need: start it with `recgpt serve`, or set representation=text"
@@ -156,7 +156,7 @@ def _key(
 ) -> str:
     """Of all that an answer depends on; not of the server's address nor of what is only for traces."""
     content = [weights_name(model), convert_to_openai_messages(list(messages)), schema, sampling]
-    if table:
+    if table is not None:
         content.append(table.version.digest)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -247,8 +247,8 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
     sent: list[dict[str, Any]] = [
         {"role": "system" if message.type == "system" else "user", "content": message.content} for message in messages
     ]
-    if endpoint.entities:
-        table = await asyncio.to_thread(open_entities, endpoint.entities)
+    table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
+    if table is not None:
         embedded = await asyncio.to_thread(embed_parts, table, messages)
         sent = [with_embeddings(message, embedded) for message in sent]
     body = {"model": endpoint.model, "messages": sent}
@@ -262,5 +262,16 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
         count = answer.raise_for_status().json()
         return PromptSize(int(count["count"]), int(count["max_model_len"]))
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        characters = sum(len(str(message.content)) for message in messages)
-        return PromptSize(round(characters / CHARACTERS_A_TOKEN), default_window)
+        return PromptSize(_estimated_tokens(messages, table.version.tokens if table is not None else 0), default_window)
+
+
+def _estimated_tokens(messages: Sequence[BaseMessage], tokens_an_entity: int) -> int:
+    """Of texts by their characters, of entities by their number where they go as embeddings."""
+    characters, entities = 0, 0
+    for message in messages:
+        for part in message.content if isinstance(message.content, list) else [message.content]:
+            if isinstance(part, dict) and "entities" in part and tokens_an_entity:
+                entities += len(part["entities"])
+            else:
+                characters += len(part if isinstance(part, str) else part["text"])
+    return round(characters / CHARACTERS_A_TOKEN) + entities * tokens_an_entity

@@ -26,6 +26,7 @@ from prompts.template import load_prompt
 from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
+from tools.errors import ModelFilesError
 from tools.hybrid import IGNORED, Example, HybridReader, Reading
 from tools.models import model_path, weights_name
 from training.alignment import Alignment, read_alignments
@@ -117,6 +118,7 @@ def train_adaptor(
     adaptor = Adaptor(shape)
     trained_titles = sorted({pair.entity for pair in pairs["train"]})
     start_from_titles(adaptor, llm.get_input_embeddings().weight, trained_titles, vectors, reading, recipe, report)
+    llm.to("cuda" if torch.cuda.is_available() else "cpu")  # Trainer moves the adaptor alone
     reader = HybridReader(adaptor, llm, reading.placeholder)
     batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in examples.items()}
     config = TrainingArguments(
@@ -258,6 +260,8 @@ class _Vectors:
         distinct = sorted(set(texts))
         self._row = {text: row for row, text in enumerate(distinct)}
         self._table = torch.from_numpy(embedder.embed(distinct))
+        if not bool(self._table.isfinite().all()):
+            raise ModelFilesError(f"{embedder.name} gives embeddings with NaN or infinite numbers: it is damaged")
         self.size = int(self._table.shape[1])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

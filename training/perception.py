@@ -29,8 +29,8 @@ from tools.retrieval import leaf_paths
 from training.needs import load_needs
 
 PERCEPTION_FILE = Path(__file__).parent / "perception.yaml"
-SEASONS = ("winter", "winter", "spring", "spring", "spring", "summer", "summer", "summer", "autumn", "autumn", "autumn")
-"""Of the months from January to November, in which the training range ends."""
+SEASONS = (*("winter",) * 2, *("spring",) * 3, *("summer",) * 3, *("autumn",) * 3, "winter")
+"""Of the months from January on."""
 SEASON_LIFT = 1.5
 """How much more often than all else a leaf is bought in a season that is its own."""
 SEASON_LEAST = 30
@@ -122,10 +122,13 @@ def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
     for row in rows.iter_rows(named=True):
         leaf = row["category"][-1]
         path = paths[leaf]
+        title = clean(row["title"])
+        if not title:
+            continue
         size = json.loads(row["attributes"]).get("size") if row["attributes"] else None
         need = needs.get(path[1]) if len(path) > 2 else None
         own = {
-            "title": clean(row["title"]),
+            "title": title,
             "department": path[0],
             "category": path[1] if len(path) > 2 else None,
             "leaf": leaf,
@@ -137,7 +140,7 @@ def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
         }
         known = {name: str(value) for name, value in own.items() if value}
         known["card"] = "; ".join(known[name] for name in CARD if name in known)
-        facts[row["title"]] = known
+        facts[title] = known
     return facts
 
 
@@ -161,7 +164,7 @@ def perception_pairs(
     for name, task in tasks.items():
         able = [title for title in titles if task.answer in facts[title]]
         wanted = round(count * task.share / whole)
-        drawn = np.concatenate([rng.permutation(len(able)) for _ in range(-(-wanted // len(able)))])[:wanted]
+        drawn = np.concatenate([rng.permutation(len(able)) for _ in range(-(-wanted // len(able)) or 1)])[:wanted]
         pairs += [Pair(name, number, able[row], facts[able[row]][task.answer]) for number, row in enumerate(drawn)]
     return pairs
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval.baselines import KnnSettings, TifuKnn, TifuSettings, ease, item_knn
+from eval.baselines import KnnSettings, Own, Popularity, Recommender, TifuKnn, TifuSettings, ease, item_knn
 from eval.baskets import LEVELS, LevelData, Situation, read_level
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
-from tools.history import read_events, read_history
+from tools.history import read_days, read_events, read_history
 from tools.purchases import own_leaves
 from tools.ranker import read_leaf_table
 from tools.retrieval import best_sellers, popular_items, popular_leaves
@@ -79,8 +79,13 @@ def scores_of_towers(dataset: Dataset, case: Case) -> Any:
     return tower_scores(index, dataset, case.user_id, case.as_of)
 
 
+def by_counts(model: Recommender, dataset: Dataset, case: Case) -> Any:
+    return model.score(situation(dataset, case)).tolist()
+
+
 READERS: dict[str, Reader] = {
     "the planner's history": lambda dataset, case: read_history(dataset, case.user_id, case.as_of),
+    "the planner's days": lambda dataset, case: read_days(dataset, case.user_id, case.as_of),
     "the routes' history": lambda dataset, case: read_events(dataset, case.user_id, case.as_of),
     "signals and trends": lambda dataset, case: read_signals(dataset, case.user_id, case.as_of),
     "shelves": shelves,
@@ -89,6 +94,8 @@ READERS: dict[str, Reader] = {
     "the item that stands for a title": lambda dataset, case: best_sellers(dataset, midnight(case)),
     "the towers' scores": scores_of_towers,
     "the ranker's features": leaf_features,
+    "popularity": lambda dataset, case: by_counts(Popularity(categories(dataset).daily, 28), dataset, case),
+    "own purchases": lambda dataset, case: by_counts(Own(categories(dataset).daily, 30.0), dataset, case),
 }
 
 

@@ -13,7 +13,7 @@ from eval.offline import Evaluation, figures, has_lists, keep_lists, open_evalua
 from eval.retrieval import AtLevel, Listed, rank
 from eval.splits import HOUSEHOLDS, TRAIN_END, WEEKS, evaluation_cases, week_cases
 from tools.dataset import Dataset
-from tools.errors import OutputError
+from tools.errors import DatasetError, OutputError
 
 USERS = 6
 
@@ -83,8 +83,23 @@ def test_figures_are_written_with_their_interval(run: Evaluation, tmp_path: Path
 
 def test_results_of_another_run_are_not_mixed_in(run: Evaluation, journey: Dataset, small: Dataset) -> None:
     assert open_evaluation(journey, run.out, 2).users == 2
-    with pytest.raises(OutputError, match=r"another run \(dataset, events differ\)"):
+    with pytest.raises(OutputError, match=r"another run \(dataset, entities, events differ\)"):
         open_evaluation(small, run.out, 2)
+
+
+def test_a_data_set_without_a_case_is_refused(small: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has no household whose last basket lies on or after 2017-11-17"):
+        open_evaluation(small, tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weeks_compare_models_on_the_households_that_all_were_asked_about(run: Evaluation) -> None:
+    for name, count in (("few", 2), ("many", 5)):
+        keep_lists(run, name, "control", "leaf", Oracle(run), run.cases("control", count), "now")
+    values = figures(run)
+    shared = [values[f"weeks.control.{name}.leaf.new.hr@30"] for name in ("few", "many")]
+    assert shared[0] == shared[1] and shared[0].n <= 2
+    assert values["weeks_everyone.control.many.leaf.new.hr@30"].n > shared[1].n
 
 
 def test_listed_leaves_score_by_their_place(run: Evaluation) -> None:

@@ -6,10 +6,12 @@ import pytest
 
 from agents.context import Context
 from agents.schemas import CallRecord, ProposedTag, Tag
-from eval.offline import Evaluation, figures, listed_models, open_evaluation
+from eval.offline import Evaluation, figures, keep_lists, listed_models, open_evaluation
+from eval.retrieval import Listed
 from eval.splits import Case
 from eval.systems import allocation_figures, list_systems, open_utility, read_system, runs_path, system_figures
 from eval.tags import settings_of
+from prompts.template import load_prompt
 from tests.conftest import tag_run
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -110,6 +112,7 @@ def test_lists_go_with_the_runs_that_made_them(run: Evaluation) -> None:
     keep_runs(run, "v2", cases, {})
     list_systems(run, embedder, None)
     assert "models.v2_cognitive.leaf.all.hr@30" in figures(run)
+    keep_lists(run, "v2_combined", "test", "leaf", Listed({}, {}), [], "of towers that are gone")
     runs_path(run, "v2", "test").unlink()
     list_systems(run, embedder, None)
     assert listed_models(run, "test", "leaf") == []
@@ -131,3 +134,14 @@ def test_runs_go_on_only_with_the_settings_that_tags_depend_on(tmp_path: Path) -
     assert settings_of(Context(exploration=3, items=2, ranker=tmp_path, explainer_temperature=0.1)) == usual
     assert settings_of(Context(tags_per_expert=9)) != usual and settings_of(Context(vocabulary="any")) != usual
     assert {"vocabulary", "model", "planner_prompt", "shelf", "seed"} <= usual.keys() and "api_key" not in usual
+
+
+def test_runs_go_on_only_with_the_weights_and_prompts_that_began_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = settings_of(Context())
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.tags.weights_name", lambda model: f"{model}@tuned anew")
+        assert settings_of(Context())["weights"] != usual["weights"]
+    with monkeypatch.context() as patch:
+        edited = load_prompt("expert", "v1").edited("Write tags.")
+        patch.setattr("eval.tags.load_prompt", lambda agent, version: edited)
+        assert settings_of(Context())["prompts"] != usual["prompts"]

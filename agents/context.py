@@ -23,6 +23,10 @@ SAME_MODEL = {"route": "expert", "one_shot": "reviewer"}
 """Agents of the baseline that play another's part: they ask its model."""
 HYBRID_AGENTS = ("planner", "arbiter")
 """Agents that read a history: theirs are the prompts with entities."""
+TEXT_TOKENS = 1500
+"""Of the planner's prompt, where not set otherwise: a CPU takes seconds for thousands."""
+UNBOUNDED = 1_000_000
+"""Tokens of a prompt that nothing but the window bounds."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -137,11 +141,12 @@ class Context(BaseSettings):
         0.5, gt=0, le=1, description="tau: share of positive dimensions from which a grade is Superior"
     )
 
-    planner_tokens: int = Field(
-        1500,
+    planner_tokens: int | None = Field(
+        None,
         ge=500,
-        le=1_000_000,
-        description="most tokens of the planner's prompt, never more than the model's window holds",
+        le=UNBOUNDED,
+        description="most tokens of the planner's prompt, never more than the model's window holds; where it is not "
+        "set, 1,500, and of a hybrid prompt what the window holds",
         json_schema_extra=_for_nodes("plan_intents"),
     )
     route_tokens: int = Field(
@@ -208,6 +213,11 @@ class Context(BaseSettings):
         hybrid = self.representation == "hybrid" and agent in HYBRID_AGENTS
         entities = EntitySource(self.dataset / "index", self.adaptor, self.embedding_model, model) if hybrid else None
         return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers, entities)
+
+    @property
+    def planner_budget(self) -> int:
+        """Most tokens of the planner's prompt, whatever the window."""
+        return self.planner_tokens or (UNBOUNDED if self.representation == "hybrid" else TEXT_TOKENS)
 
     @property
     def models(self) -> set[str]:

@@ -50,14 +50,17 @@ async def fit_lines(
 
     Raises:
         ServerUnreachableError: the server did not answer.
+        ServerError: the prompt has entities, and the server takes none.
     """
-    kept = max(least, _worth_counting(characters, most))
-    while True:
+    window = (await measure_prompt(context.endpoint(agent), render(least), context.default_window)).window
+    budget = min(most, window - answer - REPAIR_TOKENS * (context.attempts > 1))
+    kept = max(least, _worth_counting(characters, budget))
+    while kept > least:
         size = await measure_prompt(context.endpoint(agent), render(kept), context.default_window)
-        budget = min(most, size.window - answer - REPAIR_TOKENS * (context.attempts > 1))
-        if size.tokens <= budget or kept == least:
-            return Fit(kept, budget)
+        if size.tokens <= budget:
+            break
         kept = max(least, min(kept - 1, int(kept * budget / size.tokens)))
+    return Fit(kept, budget)
 
 
 def _worth_counting(characters: Sequence[int], tokens: int) -> int:

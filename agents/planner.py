@@ -34,7 +34,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     """Keep what of the history fits the planner's prompt, number its lines, and report the cut.
 
     The most telling lines come first, `NUMBERED_LINES` at most. Where there are more, days follow in the room that is
-    left, the newest first. What fits is `context.planner_tokens`, and never more than the model's window less the
+    left, the newest first. What fits is `context.planner_budget`, and never more than the model's window less the
     answer and its repairs.
     """
     context = context_of(runtime)
@@ -61,7 +61,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
         [least_characters([line.text]) for line in lines],
         lambda count: render(count, 0),
         answer=answer,
-        most=context.planner_tokens,
+        most=context.planner_budget,
     )
     days_kept = 0
     if NUMBERED_LINES == numbered.lines < len(whole.history):
@@ -74,7 +74,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
             [least_characters(line.entities) for line in days],
             lambda count: render(len(lines), count),
             answer=answer,
-            most=context.planner_tokens,
+            most=context.planner_budget,
             least=0,
         )
         days_kept = fit.lines

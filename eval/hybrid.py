@@ -22,27 +22,29 @@ from torch import Tensor
 from agents.context import Context
 from agents.planner import NUMBERED_LINES, planner_values
 from agents.schemas import Household
-from eval.metrics import Estimate, estimate, hit_rate_at_k
+from eval.metrics import Estimate, estimate, hit_rate_at_k, relative
 from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from eval.splits import Case
 from eval.tags import LIST, TagRun, ranked_leaves
 from prompts.template import load_prompt
 from tools.dataset import Dataset
 from tools.embedding import Embedder
+from tools.errors import RecGPTError
 from tools.history import number_lines, read_days, read_history
 from tools.hybrid import Example, HybridReader, Reading
 from tools.llm import Endpoint, complete
 from tools.signals import read_signals
 
-ARMS: dict[str, dict[str, object]] = {
-    "text": {"representation": "text", "planner_tokens": 1_000_000},
-    "hybrid": {"representation": "hybrid"},
-    "cut": {"representation": "text"},
-    "leaf": {"representation": "leaf"},
-}
-"""The settings of each way, beside those of the run."""
+ARMS = {"text": "text", "hybrid": "hybrid", "cut": "text", "leaf": "leaf"}
+"""The representation of each way."""
+BUDGETED = ("cut", "leaf")
+"""Ways in which a household's prompt has the length of its hybrid one; the others take what the window holds."""
 LENGTHS = {"1-6": 1, "7-9": 7, "10-12": 10, "13-15": 13, "16+": 16}
 """Bins of the lengths of entities, and where each begins."""
+OF_QUERY = "_of_query"
+"""How the tasks about queries end."""
+WIDTH = "_tokens"
+"""How the adaptors of the curve end: `2_tokens` gives an entity two input embeddings."""
 ANSWER_TOKENS = 64
 """Bound of an answer to a question of self-perception."""
 LONG = 20_000
@@ -145,6 +147,9 @@ async def perceive(
         done: numbers of questions and names of endpoints that were asked before.
         concurrency: questions at a time.
         write: keeps an answer.
+
+    Raises:
+        ServerError: the server is gone or refused a question; what is answered is written.
     """
     slots = asyncio.Semaphore(concurrency)
 
@@ -166,11 +171,14 @@ async def perceive(
             )
         write(Answer(number=number, way=way, answer=answer.text))
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(len(questions)):
-            for way in endpoints:
-                if (number, way) not in done:
-                    group.create_task(ask(number, way))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(len(questions)):
+                for way in endpoints:
+                    if (number, way) not in done:
+                        group.create_task(ask(number, way))
+    except* RecGPTError as errors:
+        raise errors.exceptions[0] from None
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -182,26 +190,53 @@ def is_right(question: Question, answer: str) -> bool:
     return isinstance(found, str) and found.strip().casefold() == question.answer.strip().casefold()
 
 
+def hybrid_budgets(runs: Sequence[TagRun]) -> dict[str, int]:
+    """Tokens of each household's hybrid prompt, which its text is cut to."""
+    return {run.user_id: tokens for run in runs if (tokens := planner_prompt(run))}
+
+
+def planner_prompt(run: TagRun) -> int:
+    """Tokens of the planner's prompt; 0 where it was never asked."""
+    return next((call.prompt_tokens for call in run.calls if call.agent == "planner" and call.attempt == 1), 0)
+
+
 def hit_figures(arms: Mapping[str, Sequence[TagRun]], dataset: Dataset, embedder: Embedder) -> dict[str, Estimate]:
-    """`hr@30.<all|new>.<arm>` of the tags alone, and `hr@30.<all|new>.hybrid-<arm>`, household by household."""
+    """HR@30 of the tags alone: `hr@30.<all|new>.<arm>`, and what hybrid has beside another arm on shared households.
+
+    That is `hr@30.<all|new>.hybrid-<arm>`, the difference, and `hr@30.<all|new>.hybrid/<arm>`, relative to the arm.
+    """
     figures = {}
-    shared = set.intersection(*({(run.user_id, run.as_of) for run in runs} for runs in arms.values()))
-    rates: dict[tuple[str, bool], list[float | None]] = {}
+    rates: dict[tuple[str, bool], dict[str, float]] = {}
     for name, runs in arms.items():
-        own = sorted((run for run in runs if (run.user_id, run.as_of) in shared), key=lambda run: run.user_id)
-        ranked = ranked_leaves(own, dataset, embedder)
+        ranked = ranked_leaves(runs, dataset, embedder)
         for new in (False, True):
-            rates[name, new] = [
-                hit_rate_at_k(leaves, run.case, LIST, new) for leaves, run in zip(ranked, own, strict=True)
-            ]
+            found = {
+                run.user_id: hit_rate_at_k(own, run.case, LIST, new) for own, run in zip(ranked, runs, strict=True)
+            }
+            rates[name, new] = {user: rate for user, rate in found.items() if rate is not None}
     for name in arms:
         for new, kind in ((False, "all"), (True, "new")):
-            values = [rate for rate in rates[name, new] if rate is not None]
-            figures[f"hr@{LIST}.{kind}.{name}"] = estimate(values)
-            if name != "hybrid":
-                pairs = zip(rates["hybrid", new], rates[name, new], strict=True)
-                gains = [own - other for own, other in pairs if own is not None and other is not None]
-                figures[f"hr@{LIST}.{kind}.hybrid-{name}"] = estimate(gains)
+            hybrid, other = rates.get(("hybrid", new), {}), rates[name, new]
+            figures[f"hr@{LIST}.{kind}.{name}"] = estimate(list(other.values()))
+            if name != "hybrid" and (shared := sorted(hybrid.keys() & other.keys())):
+                pairs = [hybrid[user] for user in shared], [other[user] for user in shared]
+                figures[f"hr@{LIST}.{kind}.hybrid-{name}"] = estimate([a - b for a, b in zip(*pairs, strict=True)])
+                figures[f"hr@{LIST}.{kind}.hybrid/{name}"] = relative(*pairs)
+    return figures
+
+
+def whole_figures(arms: Mapping[str, Sequence[TagRun]], sizes: Mapping[str, PromptSizes]) -> dict[str, Estimate]:
+    """`long_whole.<arm>`, `long_answered.<arm>`: households with `LONG` tokens or more of text.
+
+    The share whose planner read the whole prompt, by its tokens, and the share whose tags came without a failure.
+    """
+    figures = {}
+    for name in arms.keys() & {"text", "hybrid", "cut"}:
+        if long := [run for run in arms[name] if run.user_id in sizes and sizes[run.user_id].text >= LONG]:
+            whole = [sizes[run.user_id].hybrid if name == "hybrid" else sizes[run.user_id].text for run in long]
+            read = [float(planner_prompt(run) >= tokens) for run, tokens in zip(long, whole, strict=True)]
+            figures[f"long_whole.{name}"] = estimate(read)
+            figures[f"long_answered.{name}"] = estimate([float(bool(run.tags) and not run.failures) for run in long])
     return figures
 
 
@@ -225,41 +260,60 @@ def agreement(
 
 def read_answers(path: Path) -> dict[tuple[int, str], str]:
     """What `perceive` wrote, by number and endpoint; nothing where there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    answers = [Answer.model_validate_json(line) for line in lines]
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    answers = [Answer.model_validate_json(line) for line in lines if line]
     return {(answer.number, answer.way): answer.answer for answer in answers}
 
 
 def perception_figures(
     questions: Sequence[Question], answers: Mapping[tuple[int, str], str], reading: Reading
 ) -> dict[str, Estimate]:
-    """`self_perception.<task>.<way>`, and by the length of entities `self_perception.tokens_<n>.<way>`, over all tasks.
+    """`self_perception.<task>.<way>`, and by the length of items' titles `self_perception.tokens_<n>.<way>`.
 
-    Lengths are those of the entity's text in tokens, in the bins `LENGTHS`.
+    Lengths are in tokens, in the bins `LENGTHS`, over all tasks. `lost.<task>` is the accuracy of the widest of the
+    adaptors `<n>_tokens` less that of the narrowest.
     """
     right: dict[str, list[float]] = {}
     for (number, way), answer in sorted(answers.items()):
         question = questions[number]
         length = list(LENGTHS)[int(np.digitize(len(reading.title(question.entity)), list(LENGTHS.values())[1:]))]
-        for what in (question.task, f"tokens_{length}"):
+        for what in (question.task, *([] if question.task.endswith(OF_QUERY) else [f"tokens_{length}"])):
             right.setdefault(f"self_perception.{what}.{way}", []).append(float(is_right(question, answer)))
-    return {key: estimate(values) for key, values in right.items()}
+    figures = {key: estimate(values) for key, values in right.items()}
+    widths = sorted({way for _, way in answers if way.endswith(WIDTH)}, key=width_of)
+    if len(widths) > 1:
+        lost: dict[str, list[float]] = {}
+        for number, question in enumerate(questions):
+            narrow, wide = (answers.get((number, way)) for way in (widths[0], widths[-1]))
+            if narrow is not None and wide is not None:
+                gain = float(is_right(question, wide)) - float(is_right(question, narrow))
+                lost.setdefault(f"lost.{question.task}", []).append(gain)
+        figures |= {key: estimate(values) for key, values in lost.items()}
+    return figures
+
+
+def width_of(way: str) -> int:
+    """Input embeddings an entity of the adaptor `<n>_tokens`."""
+    return int(way.removesuffix(WIDTH))
 
 
 def write_hybrid_page(path: Path, values: Mapping[str, Estimate]) -> None:
     """The page of the figures, by their keys in `metrics.json`."""
     tasks = _of(values, "hybrid.self_perception.")
-    answered = {task: own for task, own in tasks.items() if not task.startswith("tokens_")}
-    lengths = {f"{length} tokens": tasks[f"tokens_{length}"] for length in LENGTHS if f"tokens_{length}" in tasks}
+    lengths = {f"{length} tokens": tasks.pop(f"tokens_{length}") for length in LENGTHS if f"tokens_{length}" in tasks}
     hits = _of(values, f"hybrid.hr@{LIST}.")
+    lost = {key.removeprefix("hybrid.lost."): value for key, value in values.items() if key.startswith("hybrid.lost.")}
+    lost = dict(sorted(lost.items(), key=lambda item: -item[1].mean))
     write_page(
         path,
         "Hybrid prompts",
         "Items and queries as one input embedding each, beside the same prompts as text. Means with 95 % bootstrap "
-        "intervals; the same households and questions for all.",
+        "intervals. All ways answer the same questions; differences of hit rates are on the households that both have.",
         {
-            "Self-perception by task: share of right answers on held-out items": _paired_plot(answered),
+            "Self-perception by task: share of right answers on held-out items and queries": _paired_plot(tasks),
             "Self-perception by the length of the item's title": _paired_plot(lengths),
+            "Self-perception by the number of input embeddings an entity": _curves(tasks),
+            "What is lost first: accuracy of the widest adaptor less that of the narrowest": _bars(lost),
             f"HR@{LIST} of the tags alone, leaf categories": _paired_plot(
                 {kind: {way: own[way] for way in ARMS if way in own} for kind, own in hits.items()}
             ),
@@ -301,4 +355,31 @@ def _paired_plot(groups: Mapping[str, Mapping[str, Estimate]]) -> str:
         axes.set_title(name, fontsize=9)
     for axes in list(panels):
         axes.set_visible(False)
+    return svg_of(figure)
+
+
+def _curves(tasks: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Accuracy against the adaptor's width, a line a task of items of known leaves."""
+    widths = sorted({way for own in tasks.values() for way in own if way.endswith(WIDTH)}, key=width_of)
+    if len(widths) < 2:
+        return ""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for task, own in tasks.items():
+        if "_of_" not in task:
+            axes.plot([width_of(way) for way in widths], [own[way].mean for way in widths], marker="o", label=task)
+    axes.set_xticks([width_of(way) for way in widths])
+    axes.set_xlabel("input embeddings an entity")
+    axes.set_ylabel("right answers")
+    axes.set_ylim(0, 1)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return svg_of(figure)
+
+
+def _bars(found: Mapping[str, Estimate]) -> str:
+    if not found:
+        return ""
+    figure = Figure(figsize=(7.5, 0.6 + 0.24 * len(found)), layout="constrained")
+    draw_bars(figure.subplots(), found)
     return svg_of(figure)

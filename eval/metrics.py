@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from eval.splits import Case
 
 RESAMPLES = 2000
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     result = bootstrap((data,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=generator)
     low, high = result.confidence_interval
     return Estimate(float(data.mean()), float(low), float(high), len(data))
+
+
+def relative(own: Sequence[float], other: Sequence[float], seed: int = 0) -> Estimate:
+    """`mean(own) / mean(other) - 1` of paired values, resampled in pairs; of nothing where the other mean is zero."""
+    pair = np.asarray(own, dtype=float), np.asarray(other, dtype=float)
+    if len(own) < 2 or np.mean(other) == 0:
+        return Estimate(*(float("nan"),) * 3, n=0)
+
+    def gain(one: Values, two: Values, axis: int = -1) -> Values:
+        return np.asarray(one.mean(axis=axis) / two.mean(axis=axis) - 1)
+
+    generator = np.random.default_rng(seed)
+    result = bootstrap(pair, gain, paired=True, n_resamples=RESAMPLES, method="percentile", rng=generator)
+    low, high = result.confidence_interval
+    return Estimate(float(gain(*pair)), float(low), float(high), n=len(own) if np.isfinite([low, high]).all() else 0)
 
 
 def hit_rate_at_k(ranked: Sequence[str], case: Case, k: int, new: bool) -> float | None:

@@ -59,6 +59,8 @@ class TagRun(BaseModel):
     bought: list[str]
     history: list[str]
     """Leaves of the history lines that the planner read."""
+    planner_tokens: int | None = None
+    """The budget of this household's planner where it had one of its own, see `run_cases`."""
     personas: list[Persona]
     shelves: list[list[ShelfLine]]
     pool: list[ProposedTag]
@@ -79,14 +81,19 @@ def settings_of(context: Context) -> dict[str, Any]:
     """
     settings = context.model_dump(mode="json")
     versions = {"planner": context.planner_prompt, "expert": context.expert_prompt, "arbiter": context.arbiter_prompt}
-    files = [load_prompt(*prompt).model_dump_json() for prompt in (*versions.items(), ("route", ROUTE_PROMPT))]
+    files = [load_prompt(*one).model_dump_json(exclude={"value_limit"}) for one in _prompts_of(versions)]
     entities = context.endpoint("planner").entities
     return {
         **{key: value for key, value in settings.items() if not key.startswith(NOT_OF_TAGS)},
+        "planner_tokens": context.planner_budget,
         "weights": {agent: weights_name(context.endpoint(agent).model) for agent in versions},
         "prompts": hashlib.sha256("".join(files).encode()).hexdigest()[:16],
         "entities": open_entities(entities).version.digest if entities else None,
     }
+
+
+def _prompts_of(versions: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [*versions.items(), ("route", ROUTE_PROMPT)]
 
 
 Tagger = CompiledStateGraph[IntentState, Context, Request, Any]
@@ -94,9 +101,22 @@ Tagger = CompiledStateGraph[IntentState, Context, Request, Any]
 
 
 async def run_cases(
-    context: Context, cases: Sequence[Case], concurrency: int, write: Callable[[TagRun], None], tagger: Tagger = graph
+    context: Context,
+    cases: Sequence[Case],
+    concurrency: int,
+    write: Callable[[TagRun], None],
+    tagger: Tagger = graph,
+    budgets: Mapping[str, int] = {},
 ) -> None:
     """Run a graph for each case, `concurrency` at a time; `write` gets each run when it is there.
+
+    Args:
+        context: of all cases.
+        cases: households before their baskets.
+        concurrency: cases at a time.
+        write: keeps a run.
+        tagger: the graph.
+        budgets: the setting `planner_tokens` of households that have one of their own.
 
     Raises:
         ServerUnreachableError: the server is gone; what is finished is written, the rest is cancelled.
@@ -105,8 +125,9 @@ async def run_cases(
     settings = await asyncio.to_thread(settings_of, context)
 
     async def run(case: Case) -> None:
+        own = context.model_copy(update={"planner_tokens": budgets.get(case.user_id, context.planner_tokens)})
         async with slots:
-            state = await tagger.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
+            state = await tagger.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=own)
         for failure in state.get("failures", []):
             if failure.kind == "server_unreachable":
                 raise ServerUnreachableError(f"{failure.reason}. Finished households are kept: run the same again")
@@ -118,6 +139,7 @@ async def run_cases(
                 target=sorted(case.target),
                 bought=sorted(case.bought),
                 history=[line.leaf for line in state["household"].history if line.leaf],
+                planner_tokens=budgets.get(case.user_id),
                 personas=state["personas"],
                 shelves=state.get("shelves", []),
                 pool=state.get("pool", []),
@@ -135,8 +157,10 @@ async def run_cases(
         raise errors.exceptions[0] from None
 
 
-def read_own_runs(path: Path, context: Context) -> list[TagRun]:
+def read_own_runs(path: Path, context: Context, budgets: Mapping[str, int] = {}) -> list[TagRun]:
     """The runs of a file that is to be continued; none if there is no such file.
+
+    `budgets`: see `run_cases`.
 
     Raises:
         OutputError: it has other lines, or lines made with other settings.
@@ -144,6 +168,11 @@ def read_own_runs(path: Path, context: Context) -> list[TagRun]:
     runs = read_runs(path) if path.exists() else []
     wanted = settings_of(context)
     for run in runs:
+        if run.planner_tokens != budgets.get(run.user_id):
+            raise OutputError(
+                f"{path}: the planner's budget of household {run.user_id} was {run.planner_tokens} tokens, now it is "
+                f"{budgets.get(run.user_id)}; give another --out"
+            )
         if run.settings != wanted:
             keys = [key for key in run.settings | wanted if run.settings.get(key) != wanted.get(key)]
             raise OutputError(

@@ -6,6 +6,7 @@ A file has these keys:
     fields        every value that it takes; each must be used, and no other can be
     lines         for each field that is a list: `each`, the text of one entry, `none`, for an empty list, and where it
                   is wanted `begin`, what stands before the first entry
+    value_limit   longest value in characters, 300 where it is not told
     system, user  the two messages
 
 `{{field}}` stands for a value; single braces are ordinary text. Values come from catalogues and users and are
@@ -20,7 +21,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ class Prompt(BaseModel):
     description: str
     fields: tuple[str, ...]
     lines: dict[str, ListLines] = Field(default_factory=dict)
+    value_limit: int = VALUE_LIMIT
     system: str
     user: str
 
@@ -118,12 +121,15 @@ class Prompt(BaseModel):
         if isinstance(value, str | int | float):
             if field in self.lines:
                 raise PromptError(f"prompt {self.name}: field {field} takes a list, not {value!r}")
-            return clean(str(value))
+            return clean(str(value), self.value_limit)
         if field not in self.lines:
             raise PromptError(f"prompt {self.name}: field {field} takes one value, not a list")
         lines = self.lines[field]
         try:
-            entries = [_fill(lines.each, {key: _cleaned(part) for key, part in entry.items()}) for entry in value]
+            entries = [
+                _fill(lines.each, {key: _cleaned(part, self.value_limit) for key, part in entry.items()})
+                for entry in value
+            ]
         except KeyError as error:
             raise PromptError(f"prompt {self.name}: an entry of {field} has no {error}") from error
         return lines.begin + "\n".join(entries) if entries else lines.none
@@ -146,8 +152,27 @@ def load_prompt(agent: str, version: str, directory: Path = DIRECTORY) -> Prompt
         raise PromptError(f"{path} is not a valid prompt file: {error}") from error
 
 
-def clean(text: str) -> str:
-    """A value as it may stand in a prompt: one line without control or chat-template tokens, `VALUE_LIMIT` at most.
+def spell_out(messages: Sequence[BaseMessage], names: Container[str]) -> list[BaseMessage]:
+    """A hybrid prompt in which some entities stand in the text all the same."""
+    found: list[BaseMessage] = []
+    for message in messages:
+        parts: list[str | dict[Any, Any]] = []
+        for part in message.content:
+            if isinstance(part, str) or "entities" not in part:
+                parts.append(part)
+                continue
+            groups = [(text, list(own)) for text, own in groupby(part["entities"], lambda name: name in names)]
+            for number, (text, own) in enumerate(groups):
+                if number:
+                    parts.append({"type": "text", "text": ENTITY_SEPARATOR})
+                parts.append({"type": "text", "text": ENTITY_SEPARATOR.join(own)} if text else _entity_part(own))
+        whole = isinstance(message.content, str)
+        found.append(message if whole else message.model_copy(update={"content": parts}))
+    return found
+
+
+def clean(text: str, limit: int = VALUE_LIMIT) -> str:
+    """A value as it may stand in a prompt: one line of `limit` characters without control or chat-template tokens.
 
     Braces stay: placeholders are only looked for in the prompt file itself. Right-to-left letters stay; the
     invisible characters that reorder their surroundings go.
@@ -157,13 +182,13 @@ def clean(text: str) -> str:
     plain = " ".join(visible.split())
     while (stripped := " ".join(_CHAT_TOKENS.sub("", plain).split())) != plain:  # what is left may form a new token
         plain = stripped
-    return plain if len(plain) <= VALUE_LIMIT else plain[: VALUE_LIMIT - 1] + "\u2026"
+    return plain if len(plain) <= limit else plain[: limit - 1] + "\u2026"
 
 
-def _cleaned(value: object) -> str | list[str]:
+def _cleaned(value: object, limit: int) -> str | list[str]:
     if isinstance(value, list | tuple):
-        return [text for part in value if (text := clean(str(part)))]
-    return clean(str(value))
+        return [text for part in value if (text := clean(str(part), limit))]
+    return clean(str(value), limit)
 
 
 def _fill(text: str, values: Mapping[str, str | list[str]]) -> str:
@@ -185,9 +210,12 @@ def _content(text: str, hybrid: bool) -> str | list[str | dict[Any, Any]]:
     parts: list[str | dict[Any, Any]] = []
     for number, piece in enumerate(pieces):
         if number % 2:
-            entities = piece.split(_NEXT)
-            shown = ENTITY_SEPARATOR.join(f"[entity: {entity}]" for entity in entities)
-            parts.append({"type": "text", "text": shown, "entities": entities})
+            parts.append(_entity_part(piece.split(_NEXT)))
         elif piece:
             parts.append({"type": "text", "text": piece})
     return parts
+
+
+def _entity_part(entities: list[str]) -> dict[Any, Any]:
+    shown = ENTITY_SEPARATOR.join(f"[entity: {entity}]" for entity in entities)
+    return {"type": "text", "text": shown, "entities": entities}

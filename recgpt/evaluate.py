@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import date
@@ -168,10 +168,14 @@ def run_missing(
     profile: str,
     what: str,
     tagger: Tagger,
+    budgets: Mapping[str, int] = {},
 ) -> None:
-    """Run the cases that a file has not yet, a line each; a server is started where none runs and some are missing."""
+    """Run the cases that a file has not yet, a line each; a server is started where none runs and some are missing.
+
+    `budgets`: see `run_cases`.
+    """
     cut_to_whole_lines(out)
-    done = {(run.user_id, run.as_of) for run in read_own_runs(out, context)}
+    done = {(run.user_id, run.as_of) for run in read_own_runs(out, context, budgets)}
     todo = [case for case in cases if (case.user_id, case.as_of) not in done]
     if not todo:
         return
@@ -186,7 +190,7 @@ def run_missing(
             progress.advance(task)
             say(f"{what}: {run.user_id}: {len(run.personas)} personas, {len(run.tags)} tags")
 
-        asyncio.run(run_cases(context, todo, concurrency, write, tagger))
+        asyncio.run(run_cases(context, todo, concurrency, write, tagger, budgets))
 
 
 def _utility(run: Evaluation, context: Context, embedder: Embedder) -> Utility | None:

@@ -26,6 +26,7 @@ from recgpt.report import write_report
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.errors import NoHistoryError, RecGPTError, ServerError, SettingError
+from tools.llm import check_embeds
 from tools.logs import logging_to
 from tools.retrieval import embed_catalog
 from tools.serving import named_profile, running_server, served_models
@@ -201,6 +202,8 @@ def serve_for(stack: ExitStack, context: Context, profile: str) -> None:
             named_profile(profile), context.model, context.base_url, report_step, key, context.models
         )
         stack.enter_context(server)
+        if context.representation == "hybrid":
+            asyncio.run(check_embeds(context.endpoint("planner")))
 
 
 def _summarise(results: Sequence[Recommendation], out: Path | None, earlier: int) -> None:

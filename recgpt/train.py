@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +26,7 @@ from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
 from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
+from training.perception import PERCEPTION_FILE
 from training.ranker import RankerRecipe, train_ranker
 from training.sft import RECIPES, TUNED_AGENTS, train
 from training.towers import TowerRecipe, train_towers
@@ -115,6 +118,9 @@ def adaptor(
     titles: Annotated[
         Path | None, typer.Option(help='corpus of titles, JSON lines {"zh": ..., "en": ...}: one more task')
     ] = None,
+    mixture: Annotated[Path, typer.Option(help="YAML with the tasks of self-perception and their shares")] = (
+        PERCEPTION_FILE
+    ),
     tokens: Annotated[int, typer.Option(min=1, max=16, help="input embeddings an entity")] = AdaptorRecipe.tokens,
     pairs: Annotated[int, typer.Option(min=1, help="self-perception pairs")] = AdaptorRecipe.pairs,
     seed: Annotated[int, typer.Option(help="of weights, pairs and order")] = AdaptorRecipe.seed,
@@ -124,7 +130,8 @@ def adaptor(
 ) -> None:
     """Train the adaptor of hybrid prompts: one input embedding an item or query."""
     recipe = AdaptorRecipe(seed=seed, tokens=tokens, pairs=pairs)
-    card = train_adaptor(dataset, embedding_model, model, alignment, titles, out, recipe, say)
+    command = shlex.join(["recgpt", *sys.argv[1:]])
+    card = train_adaptor(dataset, embedding_model, model, alignment, titles, mixture, out, recipe, say, command)
     say(f"{out}/adaptor: {card['steps']} steps, validation loss {card['validation_loss']}")
 
 

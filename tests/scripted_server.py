@@ -28,6 +28,9 @@ SHOPPING = {
 ROUTED = dict(zip((route.name for route in ROUTES), SHOPPING.values(), strict=True))
 
 
+NO_EMBEDS = "You must set `--enable-prompt-embeds` to input `prompt_embeds`"
+
+
 class Reply:
     """What a script answers: text, why it ended, or an HTTP status; `delay` seconds before it."""
 
@@ -43,6 +46,10 @@ class ScriptedServer:
         self.answer: Callable[[str, dict[str, Any]], Reply] = lambda agent, body: Reply(good_answer(agent, body))
         self.window = 8192
         self.tokenizer = True
+        self.paths: list[str] = []
+        """Of all requests, answered or refused."""
+        self.embeds = True
+        """Whether it was started with --enable-prompt-embeds."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +62,10 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.paths.append(self.path)
+                if not outer.embeds and "prompt_embeds" in str(body["messages"]):
+                    self._send(400, {"error": {"message": NO_EMBEDS}})
+                    return
                 if self.path.endswith("/tokenize"):
                     count = sum(len(text_of(m)) for m in body["messages"]) // 4
                     reply = {"count": count, "max_model_len": outer.window}

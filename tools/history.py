@@ -21,6 +21,9 @@ HALF_LIFE_DAYS = 30.0
 LONGEST_RHYTHM_DAYS = 90
 """Three purchases in a year are no rhythm."""
 
+DAY_ENTITIES = 200
+"""Of one line: a day of more is several lines, of which as many are shown as fit."""
+
 _DONE = {"search": "searched", "click": "viewed", "favourite": "liked", "cart": "put in the cart", "purchase": "bought"}
 
 
@@ -158,7 +161,11 @@ def read_days(dataset: Dataset, user_id: str, as_of: datetime, by_leaf: bool = F
         .agg(entities=pl.col("text").unique(maintain_order=True))
         .reverse()
     )
-    return [DayLine(**row) for row in days.iter_rows(named=True)]
+    return [
+        DayLine(action=action, day=day, entities=entities[start : start + DAY_ENTITIES])
+        for day, action, entities in days.iter_rows()
+        for start in range(0, len(entities), DAY_ENTITIES)
+    ]
 
 
 def _named_events(dataset: Dataset, user_id: str, as_of: datetime, by_leaf: bool = False) -> pl.DataFrame:

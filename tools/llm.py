@@ -22,7 +22,7 @@ import httpx
 import openai
 import torch
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_openai_messages
 from langchain_openai import ChatOpenAI
 from pydantic import PrivateAttr, SecretStr
 
@@ -30,6 +30,9 @@ from tools.answers import open_answers
 from tools.entities import EntitySource, EntityTable, open_entities
 from tools.errors import ServerError, ServerUnreachableError
 from tools.models import weights_name
+
+REASON_LIMIT = 300
+"""Characters of a server's refusal that are passed on: it may repeat a prompt of a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,10 @@ async def complete(
             "see its log, or start one with `recgpt serve`"
         ) from error
     except (openai.OpenAIError, ValueError) as error:  # a 200 that holds an error is a ValueError of the client
-        if table is not None and "enable-prompt-embeds" in str(error):
-            raise ServerError(
-                f"the model server at {endpoint.base_url} was started without --enable-prompt-embeds, which hybrid "
-                "prompts need: start it with `recgpt serve`, or set representation=text"
-            ) from error
+        _require_embeds(endpoint, str(error))
+        reason = str(error)[:REASON_LIMIT]
         raise ServerError(
-            f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {error}"
+            f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {reason}"
         ) from error
     usage = message.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
     completion = Completion(
@@ -198,8 +198,10 @@ def with_embeddings(message: Mapping[str, Any], embedded: Mapping[tuple[str, ...
 
 def embed_parts(table: EntityTable, messages: Sequence[BaseMessage]) -> dict[tuple[str, ...], str]:
     """Input embeddings of each part of entities: base64 of a `torch.save`d tensor (n * tokens, width). Blocks."""
+    parts = {tuple(part["entities"]) for message in messages for part in entity_parts(message)}
+    table.add([entity for entities in parts for entity in entities])  # new ones all at once: the embedder is quicker
     found = {}
-    for entities in {tuple(part["entities"]) for message in messages for part in entity_parts(message)}:
+    for entities in parts:
         buffer = io.BytesIO()
         torch.save(table.vectors(entities), buffer)
         found[entities] = base64.b64encode(buffer.getvalue()).decode()
@@ -241,6 +243,7 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
 
     Raises:
         ServerUnreachableError: no answer.
+        ServerError: the prompt has entities, and the server was started without what takes them.
     """
     url = endpoint.base_url.removesuffix("/").removesuffix("/v1") + "/tokenize"
     # Not `convert_to_openai_messages`, which drops the key `entities`.
@@ -258,11 +261,32 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
             answer = await client.post(url, json=body, headers=headers)
     except httpx.HTTPError as error:
         raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
+    _require_embeds(endpoint, answer.text if answer.is_client_error else "")
     try:
         count = answer.raise_for_status().json()
         return PromptSize(int(count["count"]), int(count["max_model_len"]))
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         return PromptSize(_estimated_tokens(messages, table.version.tokens if table is not None else 0), default_window)
+
+
+async def check_embeds(endpoint: Endpoint) -> None:
+    """Find out whether a server takes entities, before anything is asked of it.
+
+    Raises:
+        ServerUnreachableError: no answer.
+        ServerError: it was started without what takes them.
+        ModelFilesError: there is no adaptor for this model.
+    """
+    part: dict[str | Any, Any] = {"type": "text", "text": "[entity: milk]", "entities": ["milk"]}
+    await measure_prompt(endpoint, [HumanMessage([part])], 0)
+
+
+def _require_embeds(endpoint: Endpoint, refusal: str) -> None:
+    if endpoint.entities and "enable-prompt-embeds" in refusal:
+        raise ServerError(
+            f"the model server at {endpoint.base_url} was started without --enable-prompt-embeds, which hybrid "
+            "prompts need: start it with `recgpt serve`, or set representation=text"
+        )
 
 
 def _estimated_tokens(messages: Sequence[BaseMessage], tokens_an_entity: int) -> int:

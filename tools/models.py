@@ -66,11 +66,8 @@ vLLM itself joins the parts of a message by line ends where a template knows tex
 """
 
 
-def template_of_parts(model: str) -> str:
-    """The chat template of a model, for messages of parts as well.
-
-    Args:
-        model: directory or hub name.
+def template_of_parts(model: str) -> str | None:
+    """The chat template of a model (directory or hub name), for messages of parts as well; None for several by name.
 
     Raises:
         ModelFilesError: the model has none.
@@ -78,9 +75,9 @@ def template_of_parts(model: str) -> str:
     from transformers import AutoTokenizer
 
     template = AutoTokenizer.from_pretrained(model).chat_template
-    if not isinstance(template, str):
+    if template is None:
         raise ModelFilesError(f"the tokenizer of {model} has no chat template: take a model that is tuned for chat")
-    return PARTS_TEMPLATE + template
+    return PARTS_TEMPLATE + template if isinstance(template, str) else None
 
 
 def adapter_digest(adapter: Path) -> str:

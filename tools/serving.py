@@ -107,7 +107,7 @@ def serve_command(
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", path, "--served-model-name", model,
         "--host", address.hostname, "--port", str(address.port),
-        "--enable-prompt-embeds", "--chat-template", str(_write_template(path, address.port)),
+        *_entity_arguments(path, address.port, report),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
         *(profile.default_model_arguments if model in (BASE_MODEL, DEFAULT_MODEL) else ()),
@@ -115,11 +115,16 @@ def serve_command(
     ]  # fmt: skip
 
 
-def _write_template(path: str, port: int) -> Path:
+def _entity_arguments(path: str, port: int, report: Callable[[str], None]) -> list[str]:
+    """What lets a server read hybrid prompts; a model with several chat templates is served without it."""
+    template = template_of_parts(path)
+    if template is None:
+        report(f"the tokenizer of {path} has several chat templates: no hybrid prompts, representation=text works")
+        return []
     LOG_DIRECTORY.mkdir(exist_ok=True)
     file = LOG_DIRECTORY / f"chat-template-{port}.jinja"
-    file.write_text(template_of_parts(path), encoding="utf-8")
-    return file.resolve()
+    file.write_text(template, encoding="utf-8")
+    return ["--enable-prompt-embeds", "--chat-template", str(file.resolve())]
 
 
 def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:

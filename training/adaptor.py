@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from prompts.template import load_prompt
+from prompts.template import load_prompt, spell_out
 from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
@@ -33,12 +33,13 @@ from training.alignment import Alignment, read_alignments
 from training.perception import (
     Pair,
     Perception,
+    held_out,
     known_facts,
     load_perception,
     perception_pairs,
     read_titles,
 )
-from training.runs import claim, trained_seconds
+from training.runs import claim, run_trainer, trainer_arguments
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ class AdaptorRecipe:
     """Self-perception pairs."""
     alignment_passes: int = 1
     """How often each alignment example is seen."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     """Tokens of a micro-batch, padding included."""
-    accumulate: int = 2
+    accumulate: int = 1
     learning_rate: float = 1e-3
-    warmup_steps: int = 20
+    warmup_steps: int = 50
     start_steps: int = 600
     """Of the projection that it starts from."""
-    evaluate_every: int = 50
-    validation_pairs: int = 400
+    evaluate_every: int = 400
+    validation_pairs: int = 240
     validation_alignments: int = 12
 
 
@@ -71,9 +72,11 @@ def train_adaptor(
     model: str,
     alignment: Path | None,
     titles: Path | None,
+    mixture: Path,
     out: Path,
     recipe: AdaptorRecipe,
     report: Callable[[str], None],
+    command: str = "",
 ) -> dict[str, Any]:
     """Train, and write the weights of the best evaluation with their card to `out/adaptor`.
 
@@ -83,31 +86,41 @@ def train_adaptor(
         model: the LLM: a name of ours, a directory or a hub name.
         alignment: what `recgpt train alignment` wrote; None for self-perception alone.
         titles: JSON lines `{"zh": ..., "en": ...}`, a further task; None for none.
+        mixture: tasks of self-perception and their shares.
         out: checkpoints, TensorBoard logs, weights; a run that stopped there goes on if it is the same one.
         recipe: hyper-parameters.
         report: called with a sentence.
+        command: what the card says how this was made.
 
     Returns:
         The card.
     """
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
     dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
-    perception, facts = load_perception(), known_facts(dataset)
-    corpus = read_titles(titles) if titles else {}
+    perception, facts = load_perception(mixture), known_facts(dataset)
+    for title, own in (read_titles(titles) if titles else {}).items():
+        facts[title] = facts.get(title, {}) | own
     path = model_path(model, report)
     reading = Reading(path, recipe.tokens)
     lines = read_alignments(alignment) if alignment else []
-    held_out = lines[: recipe.validation_alignments]
+    validated = {line.user_id for line in lines[: recipe.validation_alignments]}
+    aligned = {
+        "train": [line for line in lines if line.user_id not in validated],
+        "validation": [line for line in lines if line.user_id in validated],
+    }
     pairs = {
-        "train": perception_pairs({**facts, **corpus}, perception, "train", recipe.pairs, recipe.seed),
+        "train": perception_pairs(facts, perception, "train", recipe.pairs, recipe.seed),
         "validation": perception_pairs(facts, perception, "validation", recipe.validation_pairs, recipe.seed),
     }
+    unseen = {
+        "train": held_out(facts, "validation", "test", "test_leaf"),
+        "validation": held_out(facts, "test", "test_leaf"),
+    }
     examples = {
-        "train": [*_of_pairs(pairs["train"], perception, reading)]
-        + [*_of_alignments(lines[recipe.validation_alignments :], reading)] * recipe.alignment_passes,
-        "validation": [*_of_pairs(pairs["validation"], perception, reading), *_of_alignments(held_out, reading)],
+        split: [*_of_pairs(pairs[split], perception, reading)]
+        + [*_of_alignments(aligned[split], reading, unseen[split])] * passes
+        for split, passes in (("train", recipe.alignment_passes), ("validation", 1))
     }
     digest = _digest(examples["train"])
     report(f"{len(pairs['train']):,} pairs, {len(lines):,} alignments; embedding their entities")
@@ -122,29 +135,15 @@ def train_adaptor(
     reader = HybridReader(adaptor, llm, reading.placeholder)
     batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in examples.items()}
     config = TrainingArguments(
-        output_dir=str(out),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        lr_scheduler_type="cosine",
+        **trainer_arguments(out, recipe),
         weight_decay=0.01,
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=recipe.accumulate,
         num_train_epochs=1,
-        eval_strategy="steps",
-        eval_steps=recipe.evaluate_every,
-        save_steps=recipe.evaluate_every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=5,
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
-        report_to=["tensorboard"],
     )
     run: dict[str, object] = {
         "model": weights_name(model),
@@ -160,26 +159,16 @@ def train_adaptor(
         eval_dataset=batches["validation"],
         data_collator=lambda micro: collate(micro[0], vectors, reading.placeholder),
     )
-    checkpoint = get_last_checkpoint(str(out))
-    report(f"{len(batches['train']):,} micro-batches, {'from ' + checkpoint if checkpoint else 'from the beginning'}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    options = [f"--alignment {alignment}"] * (alignment is not None) + [f"--titles {titles}"] * (titles is not None)
-    options += [f"--tokens {recipe.tokens}"] * (recipe.tokens != AdaptorRecipe.tokens)
+    report(f"{len(batches['train']):,} micro-batches")
+    told = run_trainer(trainer, out, report)
     card = {
-        "command": " ".join(["recgpt train adaptor", *options]),
+        "command": command,
         **run,
         "dataset": dataset.info.name,
         "pairs": len(pairs["train"]),
-        "alignments": len(lines) - len(held_out),
-        "steps": trainer.state.global_step,
+        "alignments": len(aligned["train"]),
         "tokens": sum(len(example.ids) for example in examples["train"]),
-        "validation_loss": {"first": losses[0], "best": min(losses)} if losses else {},
-        "hardware": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
-        "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
-        "licence": "Apache-2.0",
+        **told,
     }
     save_adaptor(adaptor, out / "adaptor", card)
     return card
@@ -275,10 +264,13 @@ def _of_pairs(pairs: Sequence[Pair], perception: Perception, reading: Reading) -
         yield reading.example(messages, json.dumps(pair.answer, ensure_ascii=False))
 
 
-def _of_alignments(lines: Sequence[Alignment], reading: Reading) -> Iterator[Example]:
+def _of_alignments(lines: Sequence[Alignment], reading: Reading, unseen: Container[str]) -> Iterator[Example]:
+    """What is held out stays text: no household's history may teach it."""
     for line in lines:
         messages = load_prompt(line.agent, line.version).render(line.values, hybrid=True)
-        yield reading.example(messages, line.answer)
+        example = reading.example(spell_out(messages, unseen), line.answer)
+        if example.entities:
+            yield example
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.messages import BaseMessage
-from langchain_core.outputs import LLMResult
+from langchain_core.outputs import ChatGeneration, LLMResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.arbiter import arbiter_values, pool_in_turn
@@ -116,8 +116,8 @@ def read_alignments(path: Path) -> list[Alignment]:
         DatasetError: there is no such file, or a line is none of `recgpt train alignment`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Alignment.model_validate_json(line) for line in lines]
+        with path.open(encoding="utf-8") as lines:
+            return [Alignment.model_validate_json(line) for line in lines]
     except (OSError, ValidationError) as error:
         raise DatasetError(f"{path} has no lines of `recgpt train alignment`: {error}") from error
 
@@ -133,10 +133,11 @@ def _prompt_values(state: dict[str, Any], context: Context) -> dict[str, dict[st
 
 
 class _FirstAnswers(AsyncCallbackHandler):
-    """The text of each agent's first answer."""
+    """The text of each agent's first answer; none where that was cut off."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
+        self._asked: set[str] = set()
         self._agents: dict[UUID, str] = {}
 
     async def on_chat_model_start(
@@ -151,4 +152,8 @@ class _FirstAnswers(AsyncCallbackHandler):
         self._agents[run_id] = (metadata or {})["agent"]
 
     async def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:  # noqa: ANN401
-        self.texts.setdefault(self._agents[run_id], response.generations[0][0].text)
+        agent, (answer,) = self._agents[run_id], response.generations[0]
+        assert isinstance(answer, ChatGeneration)
+        if agent not in self._asked and answer.message.response_metadata.get("finish_reason") != "length":
+            self.texts[agent] = answer.text
+        self._asked.add(agent)

@@ -1,17 +1,18 @@
-"""Self-perception pairs (section 2 of the report): questions about one entity, and what the catalogue answers.
+"""Self-perception pairs (section 2 of the report): questions about one item or query, and what the catalogue answers.
 
-Items of held-out leaves, and some titles of the others, are in no pair that is trained on.
+Entities of held-out leaves, and some of the others, are in no pair that is trained on.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -19,13 +20,14 @@ import yaml
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.hybrid import Question
+from eval.hybrid import OF_QUERY, Question
 from eval.splits import SEED, TRAIN_END
-from prompts.template import VALUE_LIMIT, Prompt, clean
+from prompts.template import Prompt, clean
 from tools.dataset import Dataset
 from tools.errors import DatasetError
 from tools.purchases import neighbours, purchases_before
 from tools.retrieval import leaf_paths
+from tools.shelf import tag_text
 from training.needs import load_needs
 
 PERCEPTION_FILE = Path(__file__).parent / "perception.yaml"
@@ -36,7 +38,12 @@ SEASON_LIFT = 1.5
 SEASON_LEAST = 30
 """Purchases of a leaf from which its seasons are told."""
 ALL_YEAR = "all year"
+BOUGHT_WITHIN = timedelta(days=1)
+"""A purchase so soon after a query was what it searched for."""
 CARD = ("department", "category", "leaf", "brand", "size", "use", "season")
+NEW_LEAF = "_of_new_leaf"
+TITLE_LIMIT = 10_000
+"""Longest title of a corpus in characters."""
 
 MEASURED = {
     "department": True,
@@ -52,7 +59,7 @@ MEASURED = {
 """Tasks that accuracy is told of, and whether they are multiple choice."""
 
 Split = Literal["train", "validation", "test", "test_leaf"]
-"""`test_leaf` has the items of leaves that no trained pair is about, `test` other titles of known leaves."""
+"""`test_leaf` has the entities of leaves that no trained pair is about, `test` others of known leaves."""
 
 
 class Task(BaseModel):
@@ -60,9 +67,9 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float = Field(ge=0)
+    share: float = Field(gt=0)
     answer: str
-    questions: list[str] = Field(min_length=1)
+    questions: list[Annotated[str, Field(pattern=r"^[^{]*\{\{entity item\}\}[^{]*$")]] = Field(min_length=1)
 
 
 class Perception(BaseModel):
@@ -71,14 +78,20 @@ class Perception(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     system: str
-    tasks: dict[str, Task]
+    tasks: dict[str, Task] = Field(min_length=1)
 
     def ask(self, task: str, wording: int, item: str, hybrid: bool) -> list[BaseMessage]:
         """The messages of a question about an item."""
         questions = self.tasks[task].questions
         question = questions[wording % len(questions)]
         prompt = Prompt(
-            agent="perception", version=task, description=task, fields=("item",), system=self.system, user=question
+            agent="perception",
+            version=task,
+            description=task,
+            fields=("item",),
+            value_limit=TITLE_LIMIT,
+            system=self.system,
+            user=question,
         )
         return prompt.render({"item": item}, hybrid)
 
@@ -93,10 +106,17 @@ class Pair:
     answer: str
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def load_perception(path: Path = PERCEPTION_FILE) -> Perception:
-    """Read and validate the tasks."""
-    return Perception.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """Read and validate the tasks.
+
+    Raises:
+        DatasetError: the file is missing or no mixture.
+    """
+    try:
+        return Perception.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise DatasetError(f"{path} is no mixture of tasks such as {PERCEPTION_FILE.name}: {error}") from error
 
 
 def split_of(title: str, leaf: str) -> Split:
@@ -108,40 +128,45 @@ def split_of(title: str, leaf: str) -> Split:
 
 
 def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
-    """Of each title what the catalogue and the purchases before `TRAIN_END` tell; a fact that is not known is missing.
+    """Of each entity what the catalogue and the purchases before `TRAIN_END` tell; what is not known is missing.
 
-    `title`, `department`, `category`, `leaf`, `brand`, `size`; `use` (the need that its category belongs to), `season`
-    (in which its leaf is bought `SEASON_LIFT` times as often as other things, or all year), `bought_with` (the leaf of
-    another category that most of its households bought for their number), `card`, several of these as one text.
+    `department`, `category`, `leaf`; `use` (the need that its category belongs to), `season` (in which its leaf is
+    bought `SEASON_LIFT` times as often as other things, or all year), `bought_with` (the leaf of another category that
+    most of its households bought for their number), `card`, several of these as one text. An item has a `title`,
+    `brand` and `size`, a query the text `query`: the leaf of a query is what was bought after it most often, and names
+    of leaves stand beside them, since a data set may have no query.
     """
     paths = {path[-1]: path for path in leaf_paths(dataset)}
     needs = load_needs().by_category()
     seasons, companions = _seasons(dataset), _companions(dataset)
-    facts = {}
-    rows = dataset.items.sort("item_id").unique("title", keep="first", maintain_order=True).sort("title")
-    for row in rows.iter_rows(named=True):
-        leaf = row["category"][-1]
+
+    def known(leaf: str, **own: str | None) -> dict[str, str]:
         path = paths[leaf]
-        title = clean(row["title"])
-        if not title:
-            continue
-        size = json.loads(row["attributes"]).get("size") if row["attributes"] else None
         need = needs.get(path[1]) if len(path) > 2 else None
-        own = {
-            "title": title,
+        told = {
+            **own,
             "department": path[0],
             "category": path[1] if len(path) > 2 else None,
             "leaf": leaf,
-            "brand": row["brand"],
-            "size": size,
             "use": need.names[0] if need else None,
             "season": seasons.get(leaf),
             "bought_with": companions.get(leaf),
         }
-        known = {name: str(value) for name, value in own.items() if value}
-        known["card"] = "; ".join(known[name] for name in CARD if name in known)
-        facts[title] = known
+        found = {name: str(value) for name, value in told.items() if value}
+        return {**found, "card": "; ".join(found[name] for name in CARD if name in found)}
+
+    facts = {query: known(leaf, query=query) for query, leaf in _queries(dataset, list(paths)).items()}
+    rows = dataset.items.sort("item_id").unique("title", keep="first", maintain_order=True).sort("title")
+    for row in rows.iter_rows(named=True):
+        if title := clean(row["title"]):
+            size = json.loads(row["attributes"]).get("size") if row["attributes"] else None
+            facts[title] = known(row["category"][-1], title=title, brand=row["brand"], size=size)
     return facts
+
+
+def held_out(facts: Mapping[str, Mapping[str, str]], *splits: Split) -> set[str]:
+    """Entities of some splits."""
+    return {text for text, known in facts.items() if split_of(text, known.get("leaf", text)) in splits}
 
 
 def perception_pairs(
@@ -157,7 +182,8 @@ def perception_pairs(
         seed: of the draw; titles are drawn without replacement until there are no more.
     """
     rng = np.random.default_rng(seed)
-    titles = [title for title, known in facts.items() if split_of(title, known.get("leaf", title)) == split]
+    own = held_out(facts, split)
+    titles = [title for title in facts if title in own]
     tasks = {name: task for name, task in perception.tasks.items() if any(task.answer in facts[t] for t in titles)}
     whole = sum(task.share for task in tasks.values())
     pairs = []
@@ -170,24 +196,30 @@ def perception_pairs(
 
 
 def held_out_questions(dataset: Dataset, perception: Perception, count: int, seed: int = SEED) -> list[Question]:
-    """`count` questions a task and held-out split, about items that no trained pair is about.
+    """`count` questions a task and held-out split, about entities that no trained pair is about.
 
-    Tasks with few answers are multiple choice. A split's name follows its task's for items of leaves that were held
-    out whole: `department`, `department_of_new_leaf`.
+    Tasks with few answers are multiple choice. A split's name follows its task's for queries and for items of leaves
+    that were held out whole: `department`, `department_of_query`, `department_of_new_leaf`.
     """
     facts = known_facts(dataset)
+    known_leaf, new_leaf = held_out(facts, "test"), held_out(facts, "test_leaf")
+    # Embedders may not tell capitals apart: `Celery` was seen where `celery` was.
+    seen = {text.casefold() for text in facts.keys() - known_leaf - new_leaf}
+    items = [text for text, known in facts.items() if "title" in known and text.casefold() not in seen]
+    queries = [text for text, known in facts.items() if "query" in known and text.casefold() not in seen]
+    splits = {
+        "": [text for text in items if text in known_leaf],
+        NEW_LEAF: [text for text in items if text in new_leaf],
+        OF_QUERY: [text for text in queries if text in known_leaf or text in new_leaf],
+    }
     rng = np.random.default_rng(seed)
     questions = []
     for name, task in perception.tasks.items():
         if name not in MEASURED:
             continue
         choices = tuple(sorted({known[task.answer] for known in facts.values() if task.answer in known}))
-        for split, suffix in (("test", ""), ("test_leaf", "_of_new_leaf")):
-            able = [
-                title
-                for title, known in facts.items()
-                if task.answer in known and split_of(title, known["leaf"]) == split
-            ]
+        for suffix, texts in splits.items():
+            able = [text for text in texts if task.answer in facts[text]]
             for number, row in enumerate(rng.permutation(len(able))[:count]):
                 text, hybrid = (perception.ask(name, number, able[row], way) for way in (False, True))
                 answer = facts[able[row]][task.answer]
@@ -201,19 +233,19 @@ def read_titles(path: Path) -> dict[str, dict[str, str]]:
     """A corpus of titles in two languages as facts: of each Chinese title its English one.
 
     Raises:
-        DatasetError: a line is no `{"zh": ..., "en": ...}`, or one of the two is empty.
+        DatasetError: there is no such file, or a line is no `{"zh": ..., "en": ...}`, or one of the two is empty.
     """
     facts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             pair = _TitlePair.model_validate_json(line)
         except ValidationError as error:
             raise DatasetError(
                 f'{path}, line {number}: expected {{"zh": "...", "en": "..."}} with nothing else, found {line[:120]!r}'
             ) from error
-        if clean(pair.zh) != pair.zh:
+        if clean(pair.zh, TITLE_LIMIT) != pair.zh:
             raise DatasetError(
-                f"{path}, line {number}: a prompt would change or cut this title; expected one line of {VALUE_LIMIT} "
+                f"{path}, line {number}: a prompt would change or cut this title; expected one line of {TITLE_LIMIT} "
                 f"characters at most, without control characters, found {pair.zh[:120]!r}"
             )
         facts[pair.zh] = {"en": pair.en}
@@ -225,6 +257,42 @@ class _TitlePair(BaseModel):
 
     zh: str = Field(min_length=1)
     en: str = Field(min_length=1)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """By line ends alone: a title may hold what else Python takes for one."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except OSError as error:
+        raise DatasetError(f"{path} can't be read: {error}") from error
+
+
+def _queries(dataset: Dataset, leaves: Sequence[str]) -> dict[str, str]:
+    """Texts that a shop is searched by, and the leaf that each is about."""
+    events = dataset.events_before(TRAIN_END).sort("timestamp")
+    searches = events.filter(pl.col("action") == "search").select("user_id", "timestamp", "query")
+    baskets = purchases_before(dataset, TRAIN_END).group_by("user_id", "timestamp").agg(pl.col("leaf").unique())
+    followed = (
+        searches.join_asof(
+            baskets.sort("timestamp"),
+            on="timestamp",
+            by="user_id",
+            strategy="forward",
+            tolerance=BOUGHT_WITHIN,
+            check_sortedness=False,  # both are sorted, which can't be checked by user
+        )
+        .explode("leaf")
+        .drop_nulls("leaf")
+        .group_by("query", "leaf")
+        .len()
+        .sort("query", "len", "leaf", descending=[False, True, False])
+        .unique("query", keep="first", maintain_order=True)
+    )
+    found = {tag_text(leaf): leaf for leaf in leaves}
+    return found | {
+        text: leaf for query, leaf in followed.select("query", "leaf").iter_rows() if (text := clean(query))
+    }
 
 
 def _seasons(dataset: Dataset) -> dict[str, str]:

@@ -19,7 +19,7 @@ import polars as pl
 
 from tools.errors import DatasetError
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
-from training.runs import claim, trained_seconds
+from training.runs import claim, run_trainer, trainer_arguments
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
 
@@ -106,7 +106,6 @@ def train(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     table, digest = read_examples(data, agent)
@@ -120,12 +119,7 @@ def train(
     if examples is not None:
         train_set = train_set.select(range(min(examples, len(train_set))))
     config = SFTConfig(
-        output_dir=str(out),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup_steps,
-        lr_scheduler_type="cosine",
+        **trainer_arguments(out, recipe),
         per_device_train_batch_size=recipe.batch,
         per_device_eval_batch_size=recipe.batch,
         packing=recipe.packing,
@@ -136,15 +130,6 @@ def train(
         completion_only_loss=True,
         gradient_checkpointing=False,
         bf16=torch.cuda.is_available(),
-        eval_strategy="steps",
-        eval_steps=recipe.evaluate_every,
-        save_steps=recipe.evaluate_every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=5,
-        report_to=["tensorboard"],
         include_num_input_tokens_seen="all",
     )
     trainer = (SFTTrainer if recipe.prompt_gradient is None else truncated_trainer(recipe.prompt_gradient))(
@@ -162,16 +147,14 @@ def train(
         out,
         {"agent": agent, "base": model, "data_sha256": digest, "examples": len(train_set), "recipe": asdict(recipe)},
     )
-    checkpoint = get_last_checkpoint(str(out))
-    report(f"{len(train_set):,} examples, {'from ' + checkpoint if checkpoint else 'from the beginning'}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    report(f"{len(train_set):,} examples")
+    told = run_trainer(trainer, out, report)
     adapter = out / "adapter"
     # Halved: what is served is bfloat16 anyway, and the adapter travels with the project.
     trainer.model.to(torch.bfloat16)
     trainer.save_model(str(adapter))
     options = [f"--examples {examples}"] * (examples is not None)
     options += [f"--recipe {name}" for name, known in RECIPES.items() if known == recipe and name != "cpu"]
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     card: dict[str, object] = {
         "agent": agent,
         "command": " ".join(["recgpt train sft", agent, *options]),
@@ -181,14 +164,8 @@ def train(
         "data_sha256": digest,
         "recipe": asdict(recipe),
         "examples": len(train_set),
-        "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
-        "validation_loss": {"first": losses[0], "best": min(losses)} if losses else {},
-        "hardware": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
-        "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
-        "licence": "Apache-2.0",
+        **told,
     }
     (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card

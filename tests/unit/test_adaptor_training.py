@@ -4,12 +4,15 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from prompts.template import spell_out
 from tests.conftest import AS_OF
 from tests.unit.test_hybrid import PROMPT, ROWS
 from tools.adaptor import Adaptor, AdaptorShape, load_adaptor
@@ -20,6 +23,8 @@ from tools.hybrid import IGNORED, PLACEHOLDER, Example, HybridReader, Reading
 from training.adaptor import AdaptorRecipe, batches_of_tokens, collate, train_adaptor
 from training.alignment import Alignment, read_alignments
 from training.perception import (
+    PERCEPTION_FILE,
+    held_out,
     held_out_questions,
     known_facts,
     load_perception,
@@ -33,7 +38,7 @@ RECIPE = AdaptorRecipe(
     pairs=120,
     batch_tokens=512,
     accumulate=2,
-    learning_rate=1e-2,
+    learning_rate=1e-1,
     warmup_steps=1,
     start_steps=20,
     evaluate_every=3,
@@ -55,6 +60,16 @@ def test_a_prompt_is_tokenized_as_its_text_would_be_but_for_the_entities(tiny_mo
     assert text.entities == () and not (text.ids == reading.placeholder).any()
     assert text.ids[text.answer :].tolist() == hybrid.ids[hybrid.answer :].tolist()
     assert reading.title(PLACEHOLDER) == [reading.placeholder]
+
+
+def test_what_is_held_out_stays_text_in_a_hybrid_prompt(tiny_model: str) -> None:
+    reading = Reading(tiny_model, 1)
+    messages = PROMPT.render({"rows": ROWS}, hybrid=True)
+    mixed = reading.example(spell_out(messages, {"white milk", "rye bread"}), "yes")
+    assert mixed.entities == ("tea",)
+    text = reading.example(spell_out(PROMPT.render({"rows": ROWS}), {"tea"}), "yes")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, additional_special_tokens=[PLACEHOLDER])
+    assert tokenizer.decode(mixed.ids).replace(PLACEHOLDER, "tea") == tokenizer.decode(text.ids)
 
 
 def test_own_embeddings_in_the_place_of_words_change_nothing(tiny_model: str) -> None:
@@ -91,6 +106,30 @@ def test_padding_changes_no_loss(tiny_model: str) -> None:
     assert both == pytest.approx((2 * alone[0] + 1 * alone[1]) / 3, rel=1e-4)
 
 
+def test_a_common_beginning_is_read_once_with_the_same_loss_and_gradient(tiny_model: str) -> None:
+    llm = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(requires_grad=False)
+    torch.manual_seed(0)
+    reader = HybridReader(Adaptor(AdaptorShape(2, 4, 32)), llm, placeholder=49999)
+    rows = [[5, 6, 7, 49999, 8, 9, 2], [5, 6, 7, 49999, 4, 3, 2], [5, 6, 49999, 7, 4, 3, 2]]
+    vectors = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.2, 0.1]])
+
+    def loss(some: list[int]) -> torch.Tensor:
+        ids = torch.tensor([rows[row] for row in some])
+        labels = ids.clone()
+        labels[:, :5] = IGNORED
+        found: torch.Tensor = reader(ids, torch.ones_like(ids), labels, vectors[some])["loss"]
+        return found
+
+    together, alone = loss([0, 1, 2]), torch.stack([loss([row]) for row in range(3)]).mean()
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+    parameters = list(reader.parameters())
+    for one, other in zip(*(torch.autograd.grad(value, parameters) for value in (together, alone)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    expected = llm(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, 2:3].log_softmax(dim=-1)
+    text = reader.log_probabilities(Example(torch.tensor([5, 6, 7, 8]), 3, ()), torch.empty(0))
+    torch.testing.assert_close(text, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_micro_batches_hold_everything_once_within_their_bound() -> None:
     examples = [Example(torch.arange(1 + n % 37), 0, ()) for n in range(300)]
     batches = batches_of_tokens(examples, 128, seed=3)
@@ -121,7 +160,7 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     alignment.write_text("".join(line.model_dump_json() + "\n" for line in lines))
 
     def run(out: Path, recipe: AdaptorRecipe = RECIPE) -> dict[str, object]:
-        return train_adaptor(small_dir, PACKAGED_MODEL, tiny_model, alignment, None, out, recipe, say)
+        return train_adaptor(small_dir, PACKAGED_MODEL, tiny_model, alignment, None, PERCEPTION_FILE, out, recipe, say)
 
     whole = run(tmp_path / "whole")
     losses = whole["validation_loss"]
@@ -144,21 +183,41 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     assert json.loads((killed / "adaptor" / "card.json").read_text())["steps"] == whole["steps"]
 
 
-def test_held_out_items_are_in_no_trained_pair(journey: Dataset) -> None:
+def test_held_out_entities_are_in_no_trained_pair(journey: Dataset) -> None:
     facts, perception = known_facts(journey), load_perception()
     pairs = perception_pairs(facts, perception, "train", 5000, seed=1)
     assert {pair.task for pair in pairs} == set(perception.tasks) - {"translation"}
     shares = Counter(pair.task for pair in pairs)
     assert shares["card"] > 6 * shares["department"] > 0
     trained = {pair.entity for pair in pairs}
+    assert any("query" in facts[text] for text in trained)
+    assert not trained & held_out(facts, "validation", "test", "test_leaf")
     trained_leaves = {facts[title]["leaf"] for title in trained}
-    for question in held_out_questions(journey, perception, 20):
+    questions = held_out_questions(journey, perception, 20)
+    assert {"department", "size_of_new_leaf", "category_of_query"} <= {question.task for question in questions}
+    for question in questions:
         assert question.entity not in trained
         if question.task.endswith("_of_new_leaf"):
             assert facts[question.entity]["leaf"] not in trained_leaves
+        assert ("query" in facts[question.entity]) == question.task.endswith("_of_query")
         assert not question.choices or question.answer in question.choices
         assert question.entity in str(question.text[1].content)
     assert {split_of(title, facts[title]["leaf"]) for title in trained} == {"train"}
+
+
+def test_a_query_is_about_what_was_bought_after_it(small: Dataset) -> None:
+    events = small.events_before(datetime.max)
+    searched = [("h1", datetime(2017, 10, 8, 17), "snack"), ("h2", datetime(2017, 11, 1, 12), "nothing bought")]
+    more = pl.DataFrame(searched, schema=["user_id", "timestamp", "query"], orient="row")
+    table = pl.concat([events, more.with_columns(action=pl.lit("search"))], how="diagonal_relaxed")
+    facts = known_facts(small.with_events(table.cast(dict(events.schema)).sort("user_id", "timestamp")))
+    assert facts["snack"]["query"] == "snack" and facts["snack"]["leaf"] in (
+        "White Milk",
+        "White Bread",
+        "Baby Diapers",
+    )
+    assert "nothing bought" not in facts
+    assert facts["frozen pizza"]["department"] == "Grocery" and "title" not in facts["frozen pizza"]
 
 
 def test_facts_are_those_of_the_catalogue_and_of_what_is_bought(journey: Dataset) -> None:
@@ -182,7 +241,14 @@ def test_a_corpus_of_titles_is_strict_pairs(tmp_path: Path) -> None:
         path.write_text(line + "\n", encoding="utf-8")
         with pytest.raises(DatasetError, match="line 1: expected"):
             read_titles(path)
-    path.write_text(json.dumps({"zh": "a" * 301, "en": "b"}) + "\n", encoding="utf-8")
+    long = "\u725b\u2028" + "a" * 2000
+    path.write_text(
+        json.dumps({"zh": long.replace("\u2028", ""), "en": long}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (title,) = facts = read_titles(path)
+    assert facts[title]["en"] == long
+    assert title in str(load_perception().ask("translation", 0, title, hybrid=True)[1].content)  # uncut
+    path.write_text(json.dumps({"zh": "a" * 10_001, "en": "b"}) + "\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="would change or cut this title"):
         read_titles(path)
     with pytest.raises(DatasetError, match="recgpt train alignment"):

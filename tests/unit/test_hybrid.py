@@ -4,10 +4,12 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from langchain_core.callbacks import AsyncCallbackHandler
@@ -18,11 +20,12 @@ from agents.schemas import Request
 from graphs.intent import graph
 from prompts.template import Prompt
 from tests.conftest import AS_OF
-from tests.scripted_server import MODEL, Reply, ScriptedServer
+from tests.scripted_server import MODEL, ScriptedServer
 from tools.adaptor import Adaptor, AdaptorShape, TrainedAdaptor, load_adaptor, save_adaptor
 from tools.embedding import Embeddings
 from tools.entities import EntitySource, EntityTable
-from tools.errors import ModelFilesError
+from tools.errors import ModelFilesError, ServerError
+from tools.llm import check_embeds
 
 PROMPT = Prompt.model_validate(
     {
@@ -183,22 +186,63 @@ async def test_entities_go_to_the_server_as_embeddings_and_into_traces_as_words(
 async def test_a_server_without_prompt_embeddings_is_told_by_name(
     context: Context, server: ScriptedServer, table: EntityTable
 ) -> None:
-    server.answer = lambda agent, body: Reply(
-        "You must set `--enable-prompt-embeds` to input `prompt_embeds`", status=400
+    server.embeds = False
+    hybrid = context.model_copy(update={"representation": "hybrid"})
+    with pytest.raises(ServerError, match="started without --enable-prompt-embeds"):
+        await check_embeds(hybrid.endpoint("planner"))
+    state = await graph.ainvoke(Request(user_id="h1", as_of=AS_OF), context=hybrid)
+    assert [failure.agent for failure in state["failures"]] == ["planner"]
+    assert "representation=text" in state["failures"][0].reason
+    assert {path for path in server.paths} == {"/tokenize"}  # found out before any question
+    server.embeds = True
+    await check_embeds(hybrid.endpoint("planner"))
+
+
+async def test_a_hundred_thousand_entities_are_cut_to_what_fits(
+    small_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
+) -> None:
+    events = pl.read_parquet(small_dir / "events.parquet")
+    day = datetime(2017, 11, 13, 12)
+    searches = pl.DataFrame(
+        {"user_id": "h2", "timestamp": [day + timedelta(days=n % 2) for n in range(100_000)], "action": "search"}
+    ).with_columns(query=pl.format("query number {}", pl.int_range(pl.len())))
+    merged = pl.concat(
+        [events, searches.cast(dict.fromkeys(["action"], events.schema["action"]))], how="diagonal_relaxed"
+    )
+    merged.cast(dict(events.schema)).select(events.columns).sort("user_id", "timestamp").write_parquet(
+        small_dir / "events.parquet"
     )
     hybrid = context.model_copy(update={"representation": "hybrid"})
-    state = await graph.ainvoke(Request(user_id="h1", as_of=AS_OF), context=hybrid)
-    reason = state["failures"][0].reason
-    assert "started without --enable-prompt-embeds" in reason and "representation=text" in reason
+    state = await graph.ainvoke(Request(user_id="h2", as_of=AS_OF), context=hybrid)
+    assert state["failures"] == []
+    household = state["household"]
+    assert len(household.history) == 60 and household.days
+    assert {len(line.entities) for line in household.days} == {200}
+    shown = {text for line in household.days for text in line.entities}
+    assert state["history_lines_cut"] > 90_000 and len(shown) > 2_000
+    assert "lines did not fit" in " ".join(state["degraded"])
+    assert len(table) < 20_000  # what can't fit is not embedded either
+
+
+async def test_an_item_without_a_title_is_no_entity(
+    small_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
+) -> None:
+    items = pl.read_parquet(small_dir / "items.parquet")
+    blank = pl.when(pl.col("item_id") == "milk").then(pl.lit("\u200b")).otherwise(pl.col("title"))
+    items.with_columns(title=blank).write_parquet(small_dir / "items.parquet")
+    state = await graph.ainvoke(
+        Request(user_id="h1", as_of=AS_OF), context=context.model_copy(update={"representation": "hybrid"})
+    )
+    assert state["failures"] == [] and state["tags"]
+    parts = server.requests[0]["messages"][1]["content"]
+    assert sum(part["type"] == "prompt_embeds" for part in parts) == 3
 
 
 async def test_more_history_than_its_lines_show_is_told_day_by_day(
     prepared_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
 ) -> None:
     """Household 1385 has 343 lines: sixty of them are numbered, what else it bought stands in its days."""
-    hybrid = context.model_copy(
-        update={"dataset": prepared_dir, "representation": "hybrid", "planner_tokens": 1_000_000}
-    )
+    hybrid = context.model_copy(update={"dataset": prepared_dir, "representation": "hybrid"})
     state = await graph.ainvoke(Request(user_id="1385", as_of=AS_OF), context=hybrid)
     household = state["household"]
     assert len(household.days) == 34

@@ -49,6 +49,15 @@ def test_a_larger_model_needs_no_adapter_and_may_have_some(tmp_path: Path) -> No
     assert command(CPU, "some/larger-model", {"mine": tmp_path}).endswith(f"--lora-modules mine={tmp_path}")
 
 
+def test_a_model_with_several_chat_templates_is_served_without_hybrid_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--enable-prompt-embeds --chat-template" in command(CPU, DEFAULT_MODEL)
+    monkeypatch.setattr(serving, "template_of_parts", lambda model: None)
+    told: list[str] = []
+    line = " ".join(serve_command(CPU, "some/base-model", URL, told.append))
+    assert "prompt-embeds" not in line and "chat-template" not in line
+    assert "no hybrid prompts" in told[-1]
+
+
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["serve", "--adapter", f"mine={tmp_path}"])
     assert result.exit_code == 1

@@ -1,0 +1,164 @@
+"""Figures of `recgpt eval hybrid`: what is compared with what, and what a page shows of it."""
+
+from pathlib import Path
+
+import pytest
+
+from agents.schemas import CallRecord, ProposedTag
+from eval.hybrid import (
+    Answer,
+    PromptSizes,
+    Question,
+    hit_figures,
+    hybrid_budgets,
+    is_right,
+    perceive,
+    perception_figures,
+    read_answers,
+    size_figures,
+    whole_figures,
+    write_hybrid_page,
+)
+from eval.metrics import relative
+from eval.splits import Case
+from prompts.template import Prompt
+from tests.conftest import AS_OF, tag_run
+from tests.scripted_server import MODEL, Reply, ScriptedServer
+from tools.dataset import open_dataset
+from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.errors import ServerError
+from tools.hybrid import Reading
+from tools.llm import Endpoint
+
+
+def call(tokens: int, attempt: int = 1) -> CallRecord:
+    return CallRecord(
+        agent="planner",
+        subject="household",
+        prompt="planner/v1",
+        model="m",
+        attempt=attempt,
+        valid=True,
+        prompt_tokens=tokens,
+        completion_tokens=10,
+        seconds=0.5,
+    )
+
+
+def asked(task: str, entity: str, answer: str) -> Question:
+    prompt = Prompt.model_validate(
+        {
+            "agent": "perception",
+            "version": task,
+            "description": "a question of the tests",
+            "fields": ["item"],
+            "system": "Answer.",
+            "user": "What is {{entity item}}?",
+        }
+    )
+    values = {"item": entity}
+    return Question(task, entity, prompt.render(values), prompt.render(values, hybrid=True), answer, ())
+
+
+def test_a_ratio_is_of_pairs() -> None:
+    found = relative([0.2, 0.4, 0.6], [0.1, 0.2, 0.3])
+    assert (found.mean, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert relative([0.1, 0.2], [0.0, 0.0]).n == 0
+    assert relative([0.1, 0.2], [0.0, 0.1]).n == 0  # some draws have nothing to divide by
+
+
+def test_sizes_are_summed_up_by_household() -> None:
+    sizes = [PromptSizes(1000 * n, 250 * n, 10, 100) for n in range(1, 25)] + [PromptSizes(100, 90, 0, 0)]
+    figures = size_figures(sizes, 2)
+    assert figures["entity_compression"].mean == pytest.approx(5) and figures["entity_compression"].n == 24
+    assert figures["prompt_reduction.median"].mean == pytest.approx(0.75)
+    assert figures["prompt_reduction.long"].n == 5
+    assert "prompt_reduction.long" not in size_figures(sizes[:3], 2)
+
+
+def test_text_is_cut_to_each_household_own_hybrid_prompt() -> None:
+    cases = [Case(user, AS_OF, frozenset(), frozenset()) for user in "abc"]
+    calls = [[call(900), call(1020, attempt=2)], [call(300)], []]
+    runs = [tag_run(case, calls=own) for case, own in zip(cases, calls, strict=True)]
+    assert hybrid_budgets(runs) == {"a": 900, "b": 300}
+
+
+def test_arms_are_compared_on_the_households_that_both_have(prepared_dir: Path) -> None:
+    leaves = ["White Milk", "Shredded Cheese"]
+    cases = [Case(user, AS_OF, frozenset(leaves), frozenset(["White Milk"])) for user in "abc"]
+
+    def runs(tags: dict[str, list[str]]) -> list[object]:
+        pools = {user: [ProposedTag(tag=tag, persona="p") for tag in own] for user, own in tags.items()}
+        return [tag_run(case, pool=pools[case.user_id]) for case in cases if case.user_id in pools]
+
+    found = {"white milk", "shredded cheese"}
+    arms = {
+        "hybrid": runs({"a": sorted(found), "b": ["white milk"], "c": ["white milk"]}),
+        "text": runs({"a": ["white milk"], "b": ["white milk"]}),
+    }
+    figures = hit_figures(arms, open_dataset(prepared_dir), open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
+    assert figures["hr@30.all.hybrid"].mean == pytest.approx(2 / 3)
+    assert figures["hr@30.all.hybrid-text"].mean == pytest.approx(0.25) and figures["hr@30.all.hybrid-text"].n == 2
+    assert figures["hr@30.all.hybrid/text"].mean == pytest.approx(0.5)
+    assert figures["hr@30.new.hybrid"].mean == pytest.approx(1 / 3)
+    alone = hit_figures({"text": arms["text"]}, open_dataset(prepared_dir), open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
+    assert set(alone) == {"hr@30.all.text", "hr@30.new.text"}
+
+
+def test_long_histories_are_told_apart() -> None:
+    case = Case("a", AS_OF, frozenset(), frozenset())
+    whole, cut = tag_run(case, calls=[call(5000)]), tag_run(case, calls=[call(7000)])
+    sizes = {"a": PromptSizes(21_000, 5000, 9, 90)}
+    figures = whole_figures({"hybrid": [whole], "text": [cut]}, sizes)
+    assert figures["long_whole.hybrid"].mean == 1 and figures["long_whole.text"].mean == 0
+    assert figures["long_answered.hybrid"].mean == 0  # it has no tags
+    assert whole_figures({"hybrid": [whole]}, {"a": PromptSizes(19_000, 5000, 9, 90)}) == {}
+
+
+async def test_questions_are_asked_once_and_answers_kept(server: ScriptedServer, tmp_path: Path) -> None:
+    from pydantic import SecretStr
+
+    server.answer = lambda agent, body: Reply('"Grocery"')
+    endpoint = Endpoint(server.base_url, MODEL, SecretStr("EMPTY"), 10)
+    questions = [asked("department", "tea", "Grocery"), asked("department", "soap", "Household")]
+    path = tmp_path / "answers.jsonl"
+
+    def write(answer: Answer) -> None:
+        with path.open("a") as file:
+            file.write(answer.model_dump_json() + "\n")
+
+    await perceive({"text": endpoint}, questions, {(0, "text")}, 2, write)
+    assert read_answers(path) == {(1, "text"): '"Grocery"'}
+    server.answer = lambda agent, body: Reply("no", status=400)
+    with pytest.raises(ServerError, match="refused"):
+        await perceive({"text": endpoint}, questions, set(), 2, write)
+
+
+def test_accuracy_is_told_by_task_length_and_width(tiny_model: str) -> None:
+    questions = [asked("department", "tea", "Grocery"), asked("size", "dish soap of a long name, 24 oz", "24 oz")]
+    answers = {
+        (0, "text"): '"grocery "', (1, "text"): '"24"', (0, "1_tokens"): '"Grocery"', (0, "4_tokens"): '"Grocery"',
+        (1, "1_tokens"): "24 oz", (1, "4_tokens"): '"24 oz"',
+    }  # fmt: skip
+    figures = perception_figures(questions, answers, Reading(tiny_model, 1))
+    assert figures["self_perception.department.text"].mean == 1
+    assert figures["self_perception.size.text"].mean == 0
+    assert figures["self_perception.tokens_1-6.text"].n == 1
+    assert (figures["lost.department"].mean, figures["lost.size"].mean) == (0, 1)  # 24 oz alone is no JSON string
+    assert not is_right(questions[0], "3")
+
+
+def test_the_page_shows_whatever_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_hybrid_page(path, {})
+    assert "Hybrid prompts" in path.read_text(encoding="utf-8")
+    keys = [
+        f"hybrid.self_perception.{task}.{way}"
+        for task in ("size", "size_of_query")
+        for way in ("text", "1_tokens", "4_tokens")
+    ]
+    keys += ["hybrid.self_perception.tokens_1-6.hybrid", "hybrid.lost.size", "hybrid.hr@30.all.hybrid"]
+    keys += ["hybrid.prefill_rps.text.8", "hybrid.prefill_rps.hybrid", "hybrid.entity_compression"]
+    write_hybrid_page(path, dict.fromkeys(keys, relative([1.0, 2.0], [2.0, 2.0])))
+    page = path.read_text(encoding="utf-8")
+    assert page.count("<svg") == 6 and "What is lost first" in page

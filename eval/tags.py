@@ -81,7 +81,8 @@ def settings_of(context: Context) -> dict[str, Any]:
     """
     settings = context.model_dump(mode="json")
     versions = {"planner": context.planner_prompt, "expert": context.expert_prompt, "arbiter": context.arbiter_prompt}
-    files = [load_prompt(*one).model_dump_json(exclude={"value_limit"}) for one in _prompts_of(versions)]
+    prompts = [load_prompt(*prompt) for prompt in (*versions.items(), ("route", ROUTE_PROMPT))]
+    files = [prompt.model_dump_json(exclude={"value_limit"}) for prompt in prompts]
     entities = context.endpoint("planner").entities
     return {
         **{key: value for key, value in settings.items() if not key.startswith(NOT_OF_TAGS)},
@@ -90,10 +91,6 @@ def settings_of(context: Context) -> dict[str, Any]:
         "prompts": hashlib.sha256("".join(files).encode()).hexdigest()[:16],
         "entities": open_entities(entities).version.digest if entities else None,
     }
-
-
-def _prompts_of(versions: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [*versions.items(), ("route", ROUTE_PROMPT)]
 
 
 Tagger = CompiledStateGraph[IntentState, Context, Request, Any]

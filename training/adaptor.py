@@ -52,8 +52,6 @@ class AdaptorRecipe:
     """Input embeddings an entity."""
     pairs: int = 24_000
     """Self-perception pairs."""
-    alignment_passes: int = 1
-    """How often each alignment example is seen."""
     batch_tokens: int = 1024
     """Tokens of a micro-batch, padding included."""
     accumulate: int = 1
@@ -118,9 +116,8 @@ def train_adaptor(
         "validation": held_out(facts, "test", "test_leaf"),
     }
     examples = {
-        split: [*_of_pairs(pairs[split], perception, reading)]
-        + [*_of_alignments(aligned[split], reading, unseen[split])] * passes
-        for split, passes in (("train", recipe.alignment_passes), ("validation", 1))
+        split: [*_of_pairs(pairs[split], perception, reading), *_of_alignments(aligned[split], reading, unseen[split])]
+        for split in pairs
     }
     digest = _digest(examples["train"])
     report(f"{len(pairs['train']):,} pairs, {len(lines):,} alignments; embedding their entities")

@@ -90,6 +90,9 @@ def hybrid(
     also: Annotated[
         list[Path] | None, typer.Option(help="one more adaptor, of any width, whose self-perception is measured too")
     ] = None,
+    titles: Annotated[
+        Path | None, typer.Option(help="the corpus of `train adaptor`: translation is measured too, on held-out titles")
+    ] = None,
     dataset: DatasetOption = None,
     model: Model = None,
     base_url: BaseUrl = None,
@@ -109,7 +112,7 @@ def hybrid(
     trained = load_adaptor(context.adaptor, weights_name(context.model), embedder.name)
     tokens = trained.adaptor.shape.tokens
     cases = evaluation_cases(data, users)
-    asked = held_out_questions(data, load_perception(), questions)
+    asked = held_out_questions(data, load_perception(), questions, titles)
     claim(out, {"settings": settings_of(context), "adaptor": trained.sha256, "questions": _digest(asked)})
     endpoints = {"text": _with(context, representation="text"), "hybrid": context.endpoint("planner")}
     endpoints |= _further(context, also or [], trained.model, embedder.name)

@@ -44,6 +44,8 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.answer: Callable[[str, dict[str, Any]], Reply] = lambda agent, body: Reply(good_answer(agent, body))
+        self.model = MODEL
+        """The name that it serves."""
         self.window = 8192
         self.tokenizer = True
         self.paths: list[str] = []
@@ -58,7 +60,7 @@ class ScriptedServer:
             def log_message(self, *args: object) -> None: ...
 
             def do_GET(self) -> None:
-                self._send(200, {"data": [{"id": MODEL, "max_model_len": outer.window}]})
+                self._send(200, {"data": [{"id": outer.model, "max_model_len": outer.window}]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -85,7 +87,7 @@ class ScriptedServer:
                         "id": "1",
                         "object": "chat.completion",
                         "created": 0,
-                        "model": MODEL,
+                        "model": outer.model,
                         "choices": [{"index": 0, "message": message, "finish_reason": reply.finish}],
                         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
                     },

@@ -19,6 +19,8 @@ from tools.models import template_of_parts
 
 PLACEHOLDER = "<prompt_embeds>"
 """A token of its own while a prompt is tokenized, as in vLLM."""
+SHORT = 512
+"""Tokens up to which attention without fusion is the faster one on a CPU."""
 IGNORED = -100
 """Label of what is not in the loss."""
 
@@ -109,6 +111,8 @@ class HybridReader(nn.Module):
     def _logits(self, ids: Tensor, mask: Tensor, embeddings: Tensor, wanted: Tensor) -> Tensor:
         """After the wanted ones of all places but the last, (b, t - 1): (n, vocabulary)."""
         (llm,) = self._llm
+        if ids.device.type == "cpu":  # the backward pass of the fused attention is slow there, but for long prompts
+            llm.set_attn_implementation("eager" if ids.shape[1] <= SHORT else "sdpa")
         begin = self._common_beginning(ids, wanted)
         past = None
         if begin:

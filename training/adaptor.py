@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim import AdamW, Muon, Optimizer
 
 from prompts.template import load_prompt, spell_out
 from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
@@ -37,7 +38,6 @@ from training.perception import (
     known_facts,
     load_perception,
     perception_pairs,
-    read_titles,
 )
 from training.runs import claim, run_trainer, trainer_arguments
 
@@ -50,18 +50,21 @@ class AdaptorRecipe:
     hidden: int = 1536
     tokens: int = 1
     """Input embeddings an entity."""
-    pairs: int = 24_000
+    pairs: int = 60_000
     """Self-perception pairs."""
     batch_tokens: int = 1024
     """Tokens of a micro-batch, padding included."""
     accumulate: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-3
+    """Of the matrices, by Muon. A few thousand steps leave more of an entity in its vector than AdamW's do."""
+    bias_rate: float = 1e-2
+    """Of the biases, by AdamW: they learn what all answers have in common."""
     warmup_steps: int = 50
     start_steps: int = 600
     """Of the projection that it starts from."""
-    evaluate_every: int = 400
+    evaluate_every: int = 500
     validation_pairs: int = 240
-    validation_alignments: int = 12
+    validation_alignments: int = 8
 
 
 def train_adaptor(
@@ -96,9 +99,7 @@ def train_adaptor(
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
     dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
-    perception, facts = load_perception(mixture), known_facts(dataset)
-    for title, own in (read_titles(titles) if titles else {}).items():
-        facts[title] = facts.get(title, {}) | own
+    perception, facts = load_perception(mixture), known_facts(dataset, titles)
     path = model_path(model, report)
     reading = Reading(path, recipe.tokens)
     lines = read_alignments(alignment) if alignment else []
@@ -133,7 +134,6 @@ def train_adaptor(
     batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in examples.items()}
     config = TrainingArguments(
         **trainer_arguments(out, recipe),
-        weight_decay=0.01,
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=recipe.accumulate,
@@ -155,6 +155,7 @@ def train_adaptor(
         train_dataset=batches["train"],
         eval_dataset=batches["validation"],
         data_collator=lambda micro: collate(micro[0], vectors, reading.placeholder),
+        optimizers=(MuonWithAdamW(adaptor, recipe), None),
     )
     report(f"{len(batches['train']):,} micro-batches")
     told = run_trainer(trainer, out, report)
@@ -169,6 +170,35 @@ def train_adaptor(
     }
     save_adaptor(adaptor, out / "adaptor", card)
     return card
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon for the matrices of an adaptor, AdamW for its biases, which Muon does not take."""
+
+    def __init__(self, adaptor: Adaptor, recipe: AdaptorRecipe) -> None:
+        """Both at the rates of a recipe."""
+        matrices, biases = ([one for one in adaptor.parameters() if one.ndim == ndim] for ndim in (2, 1))
+        self._parts = (
+            Muon(matrices, recipe.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            AdamW(biases, recipe.bias_rate, weight_decay=0.0),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As saved."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever given
+        """One step of both."""
+        for part in self._parts:
+            part.step()  # type: ignore[no-untyped-call]
+
+    def _share(self) -> None:
+        """Groups and state are this optimiser's, so that schedules and checkpoints reach them."""
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
 
 
 def start_from_titles(

@@ -55,6 +55,7 @@ MEASURED = {
     "season": True,
     "bought_with": True,
     "title": False,
+    "translation": False,
 }
 """Tasks that accuracy is told of, and whether they are multiple choice."""
 
@@ -127,14 +128,15 @@ def split_of(title: str, leaf: str) -> Split:
     return "test" if by_title < 10 else "validation" if by_title < 13 else "train"
 
 
-def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
+def known_facts(dataset: Dataset, corpus: Path | None = None) -> dict[str, dict[str, str]]:
     """Of each entity what the catalogue and the purchases before `TRAIN_END` tell; what is not known is missing.
 
     `department`, `category`, `leaf`; `use` (the need that its category belongs to), `season` (in which its leaf is
     bought `SEASON_LIFT` times as often as other things, or all year), `bought_with` (the leaf of another category that
     most of its households bought for their number), `card`, several of these as one text. An item has a `title`,
     `brand` and `size`, a query the text `query`: the leaf of a query is what was bought after it most often, and names
-    of leaves stand beside them, since a data set may have no query.
+    of leaves stand beside them, since a data set may have no query. A title of a `corpus`, see `read_titles`, has its
+    translation `en`.
     """
     paths = {path[-1]: path for path in leaf_paths(dataset)}
     needs = load_needs().by_category()
@@ -161,6 +163,8 @@ def known_facts(dataset: Dataset) -> dict[str, dict[str, str]]:
         if title := clean(row["title"]):
             size = json.loads(row["attributes"]).get("size") if row["attributes"] else None
             facts[title] = known(row["category"][-1], title=title, brand=row["brand"], size=size)
+    for title, own in (read_titles(corpus) if corpus else {}).items():
+        facts[title] = facts.get(title, {}) | own
     return facts
 
 
@@ -195,17 +199,19 @@ def perception_pairs(
     return pairs
 
 
-def held_out_questions(dataset: Dataset, perception: Perception, count: int, seed: int = SEED) -> list[Question]:
+def held_out_questions(
+    dataset: Dataset, perception: Perception, count: int, corpus: Path | None = None, seed: int = SEED
+) -> list[Question]:
     """`count` questions a task and held-out split, about entities that no trained pair is about.
 
     Tasks with few answers are multiple choice. A split's name follows its task's for queries and for items of leaves
     that were held out whole: `department`, `department_of_query`, `department_of_new_leaf`.
     """
-    facts = known_facts(dataset)
+    facts = known_facts(dataset, corpus)
     known_leaf, new_leaf = held_out(facts, "test"), held_out(facts, "test_leaf")
     # Embedders may not tell capitals apart: `Celery` was seen where `celery` was.
     seen = {text.casefold() for text in facts.keys() - known_leaf - new_leaf}
-    items = [text for text, known in facts.items() if "title" in known and text.casefold() not in seen]
+    items = [text for text, known in facts.items() if "query" not in known and text.casefold() not in seen]
     queries = [text for text, known in facts.items() if "query" in known and text.casefold() not in seen]
     splits = {
         "": [text for text in items if text in known_leaf],

@@ -38,7 +38,8 @@ RECIPE = AdaptorRecipe(
     pairs=120,
     batch_tokens=512,
     accumulate=2,
-    learning_rate=1e-1,
+    learning_rate=1e-2,
+    bias_rate=1e-2,
     warmup_steps=1,
     start_steps=20,
     evaluate_every=3,
@@ -188,7 +189,7 @@ def test_held_out_entities_are_in_no_trained_pair(journey: Dataset) -> None:
     pairs = perception_pairs(facts, perception, "train", 5000, seed=1)
     assert {pair.task for pair in pairs} == set(perception.tasks) - {"translation"}
     shares = Counter(pair.task for pair in pairs)
-    assert shares["card"] > 6 * shares["department"] > 0
+    assert shares["card"] > 4 * shares["department"] > 0
     trained = {pair.entity for pair in pairs}
     assert any("query" in facts[text] for text in trained)
     assert not trained & held_out(facts, "validation", "test", "test_leaf")

@@ -1,8 +1,11 @@
 """Figures of `recgpt eval hybrid`: what is compared with what, and what a page shows of it."""
 
+import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from agents.schemas import CallRecord, ProposedTag
 from eval.hybrid import (
@@ -22,8 +25,10 @@ from eval.hybrid import (
 from eval.metrics import relative
 from eval.splits import Case
 from prompts.template import Prompt
-from tests.conftest import AS_OF, tag_run
-from tests.scripted_server import MODEL, Reply, ScriptedServer
+from recgpt.cli import app
+from tests.conftest import AS_OF, tag_run, write_small_dataset
+from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
+from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import ServerError
@@ -146,6 +151,53 @@ def test_accuracy_is_told_by_task_length_and_width(tiny_model: str) -> None:
     assert figures["self_perception.tokens_1-6.text"].n == 1
     assert (figures["lost.department"].mean, figures["lost.size"].mean) == (0, 1)  # 24 oz alone is no JSON string
     assert not is_right(questions[0], "3")
+
+
+def test_the_command_measures_all_ways_and_asks_nothing_twice(
+    server: ScriptedServer, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    later = [(user, datetime(2017, 11, 18 + day, 12), "turkey") for user in ("h1", "h2") for day in range(3)]
+    write_small_dataset(tmp_path / "shop", later)
+    embedder = open_embedder(PACKAGED_MODEL).name
+    for name, tokens in (("one", 1), ("two", 2), ("other", 1)):
+        shape = AdaptorShape(384, len(name), 32, tokens)
+        save_adaptor(Adaptor(shape), tmp_path / name, {"model": tiny_model, "embedder": embedder})
+    server.model = tiny_model
+
+    def answer(agent: str, body: dict[str, object]) -> Reply:
+        return Reply('"Grocery"' if agent == "perception" else good_answer(agent, body))
+
+    server.answer = answer
+    common = ["eval", "hybrid", "--dataset", "shop", "--model", tiny_model, "--base-url", server.base_url]
+    common += ["--users", "2", "--questions", "2", "--agreements", "1", "--set", "vocabulary=any"]
+
+    def run(*more: str) -> str:
+        result = CliRunner().invoke(app, [*common, *more])
+        assert result.exit_code in (0, 1), result.output
+        return result.output
+
+    assert "ask for --arm hybrid too" in run("--set", "adaptor=one", "--arm", "cut")
+    assert "there is no arm half" in run("--set", "adaptor=one", "--arm", "half")
+    run("--set", "adaptor=one", "--also", "two", "--arm", "hybrid", "--arm", "cut")
+    out = tmp_path / "runs" / "eval" / "hybrid"
+    values = json.loads((out / "metrics.json").read_text())
+    assert {f"hybrid.hr@30.all.{arm}" for arm in ("hybrid", "cut", "hybrid-cut")} < set(values)
+    assert "hybrid.hr@30.all.text" not in values
+    assert {f"hybrid.self_perception.title.{way}" for way in ("text", "hybrid", "2_tokens")} < set(values)
+    assert values["hybrid.hr@30.all.hybrid"]["n"] == 2 and values["hybrid.agreement.planner"]["n"] == 1
+    assert values["hybrid.entity_compression"]["mean"] > 1
+    assert "Hybrid prompts" in (out / "report.html").read_text(encoding="utf-8")
+    before = len(server.requests)
+    run("--set", "adaptor=one", "--also", "two", "--arm", "hybrid", "--arm", "cut")
+    assert len(server.requests) == before and json.loads((out / "metrics.json").read_text()) == values
+    run("--set", "adaptor=one")
+    values = json.loads((out / "metrics.json").read_text())
+    assert {f"hybrid.hr@30.all.hybrid-{arm}" for arm in ("text", "cut", "leaf")} < set(values)
+    assert "hybrid.self_perception.title.2_tokens" not in values  # no curve was asked for
+    asked_for_text = [body for body in server.requests[before:] if "prompt_embeds" not in str(body["messages"])]
+    assert len(asked_for_text) == len(server.requests) - before > 0
+    assert "holds another run (adaptor, settings differ)" in run("--set", "adaptor=other")
 
 
 def test_the_page_shows_whatever_there_is(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ NOT_OF_TAGS = (
     *("base_url", "answers", "api_key", "request_timeout"),
     *("style_", "explainer_", "evaluator_", "reviewer_", "judge"),
     *("towers", "ranker", "exploration", "conversion_floor", "items"),
+    "adaptor",  # the digest of its vectors is kept
 )
 """What settings begin with that say where something is, or how tags become items and texts."""
 LIST = 30

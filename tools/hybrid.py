@@ -79,12 +79,29 @@ class Reading:
 class HybridReader(nn.Module):
     """The adaptor before a frozen LLM, which is no part of this module's weights and checkpoints."""
 
-    def __init__(self, adaptor: Adaptor, llm: Any, placeholder: int) -> None:  # noqa: ANN401 (a transformers model)
-        """Take an LLM whose parameters need no gradient."""
+    def __init__(
+        self,
+        adaptor: Adaptor,
+        llm: Any,  # noqa: ANN401 (a transformers model)
+        placeholder: int,
+        norm_penalty: float = 0.0,
+    ) -> None:
+        """Take an LLM whose parameters need no gradient.
+
+        Args:
+            adaptor: what learns.
+            llm: reads its vectors.
+            placeholder: the id in their places.
+            norm_penalty: weight in training of the mean of `max(0, |z| / |e| - 1)^2`, with |e| the mean norm
+                of the LLM's own input embeddings. Without it vectors grow to many times that norm: loud enough to
+                teach the model how to answer, and in a long prompt they drown what stands around them.
+        """
         super().__init__()
         self.adaptor = adaptor
         self.placeholder = placeholder
+        self.norm_penalty = norm_penalty
         self._llm = (llm,)  # in a tuple: a module would be registered
+        self._usual = float(llm.get_input_embeddings().weight.detach().float().norm(dim=1).mean())
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, embeddings: Tensor
@@ -99,7 +116,11 @@ class HybridReader(nn.Module):
         """
         wanted = labels[:, 1:] != IGNORED
         logits = self._logits(input_ids, attention_mask, embeddings, wanted)
-        return {"loss": cross_entropy(logits, labels[:, 1:][wanted])}
+        loss = cross_entropy(logits, labels[:, 1:][wanted])
+        if self.training and self.norm_penalty and len(embeddings):
+            excess = (self.adaptor(embeddings).norm(dim=-1) / self._usual - 1).relu()
+            loss = loss + self.norm_penalty * excess.square().mean()
+        return {"loss": loss}
 
     def log_probabilities(self, example: Example, embeddings: Tensor) -> Tensor:
         """Of every next token at each place of the answer, (answer, vocabulary)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from training.alignment import Alignment, read_alignments
 from training.perception import (
     Pair,
     Perception,
+    answered_examples,
     held_out,
     known_facts,
     load_perception,
@@ -50,15 +51,17 @@ class AdaptorRecipe:
     hidden: int = 1536
     tokens: int = 1
     """Input embeddings an entity."""
-    pairs: int = 60_000
+    pairs: int = 50_000
     """Self-perception pairs."""
-    batch_tokens: int = 1024
-    """Tokens of a micro-batch, padding included."""
+    batch_tokens: int = 640
+    """Tokens of a micro-batch, padding included, but for what all begin with."""
     accumulate: int = 1
-    learning_rate: float = 8e-3
+    learning_rate: float = 3e-3
     """Of the matrices, by Muon. A few thousand steps leave more of an entity in its vector than AdamW's do."""
-    bias_rate: float = 1e-2
-    """Of the biases, by AdamW: they learn what all answers have in common."""
+    bias_rate: float = 2e-3
+    """Of the biases, by AdamW."""
+    norm_penalty: float = 0.1
+    """Weight of what vectors are longer than the model's own input embeddings, see `HybridReader`."""
     warmup_steps: int = 50
     start_steps: int = 600
     """Of the projection that it starts from."""
@@ -116,10 +119,15 @@ def train_adaptor(
         "train": held_out(facts, "validation", "test", "test_leaf"),
         "validation": held_out(facts, "test", "test_leaf"),
     }
-    examples = {
-        split: [*_of_pairs(pairs[split], perception, reading), *_of_alignments(aligned[split], reading, unseen[split])]
+    shown = answered_examples(facts, perception)
+    groups = {
+        split: [
+            *_of_pairs(pairs[split], perception, shown, reading),
+            list(_of_alignments(aligned[split], reading, unseen[split])),
+        ]
         for split in pairs
     }
+    examples = {split: [example for group in own for example in group] for split, own in groups.items()}
     digest = _digest(examples["train"])
     report(f"{len(pairs['train']):,} pairs, {len(lines):,} alignments; embedding their entities")
     vectors = _Vectors(embedder, [name for own in examples.values() for example in own for name in example.entities])
@@ -130,8 +138,8 @@ def train_adaptor(
     trained_titles = sorted({pair.entity for pair in pairs["train"]})
     start_from_titles(adaptor, llm.get_input_embeddings().weight, trained_titles, vectors, reading, recipe, report)
     llm.to("cuda" if torch.cuda.is_available() else "cpu")  # Trainer moves the adaptor alone
-    reader = HybridReader(adaptor, llm, reading.placeholder)
-    batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in examples.items()}
+    reader = HybridReader(adaptor, llm, reading.placeholder, recipe.norm_penalty)
+    batches = {split: batches_of_tokens(own, recipe.batch_tokens, recipe.seed) for split, own in groups.items()}
     config = TrainingArguments(
         **trainer_arguments(out, recipe),
         per_device_train_batch_size=1,
@@ -243,17 +251,31 @@ def start_from_titles(
             report(f"start: step {step} of {recipe.start_steps}, {loss.item():.3f} of the variance is left")
 
 
-def batches_of_tokens(examples: Sequence[Example], most: int, seed: int) -> list[list[Example]]:
-    """Micro-batches of examples of like length, `most` tokens each with padding, in random order."""
+def batches_of_tokens(groups: Sequence[Sequence[Example]], most: int, seed: int) -> list[list[Example]]:
+    """Micro-batches of one group each, of examples of like length, in random order.
+
+    A batch has `most` tokens with padding, less what all of its group begin with, which is read once.
+    """
     rng = np.random.default_rng(seed)
-    shuffled = [examples[row] for row in rng.permutation(len(examples))]
     batches: list[list[Example]] = []
-    for example in sorted(shuffled, key=lambda one: len(one.ids)):
-        if batches and (len(batches[-1]) + 1) * len(example.ids) <= most:
-            batches[-1].append(example)
-        else:
-            batches.append([example])
+    for group in groups:
+        begin = _common_beginning([example.ids for example in group])
+        batch: list[Example] = []
+        shuffled = [group[row] for row in rng.permutation(len(group))]
+        for example in sorted(shuffled, key=lambda one: len(one.ids)):
+            if batch and (len(batch) + 1) * (len(example.ids) - begin) <= most:
+                batch.append(example)
+            else:
+                batch = [example]
+                batches.append(batch)
     return [batches[row] for row in rng.permutation(len(batches))]
+
+
+def _common_beginning(texts: Sequence[Tensor]) -> int:
+    """How many ids all texts begin with alike."""
+    shortest = min(map(len, texts), default=0)
+    rows = torch.stack([ids[:shortest] for ids in texts]) if texts else torch.empty(0, 0)
+    return int((rows == rows[:1]).all(dim=0).long().cumprod(dim=0).sum())
 
 
 def collate(batch: Sequence[Example], vectors: _Vectors, placeholder: int) -> dict[str, Tensor]:
@@ -285,10 +307,16 @@ class _Vectors:
         return self._table[[self._row[text] for text in texts]]
 
 
-def _of_pairs(pairs: Sequence[Pair], perception: Perception, reading: Reading) -> Iterator[Example]:
+def _of_pairs(
+    pairs: Sequence[Pair], perception: Perception, shown: Mapping[str, Sequence[Pair]], reading: Reading
+) -> list[list[Example]]:
+    """By task: all questions of one begin alike."""
+    groups: dict[str, list[Example]] = {}
     for pair in pairs:
-        messages = perception.ask(pair.task, pair.wording, pair.entity, hybrid=True)
-        yield reading.example(messages, json.dumps(pair.answer, ensure_ascii=False))
+        messages = perception.ask(pair, shown[pair.task], hybrid=True)
+        example = reading.example(messages, json.dumps(pair.answer, ensure_ascii=False))
+        groups.setdefault(pair.task, []).append(example)
+    return list(groups.values())
 
 
 def _of_alignments(lines: Sequence[Alignment], reading: Reading, unseen: Container[str]) -> Iterator[Example]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.hybrid import OF_QUERY, Question
 from eval.splits import SEED, TRAIN_END
-from prompts.template import Prompt, clean
+from prompts.template import ListLines, Prompt, clean
 from tools.dataset import Dataset
 from tools.errors import DatasetError
 from tools.purchases import neighbours, purchases_before
@@ -42,6 +42,7 @@ BOUGHT_WITHIN = timedelta(days=1)
 """A purchase so soon after a query was what it searched for."""
 CARD = ("department", "category", "leaf", "brand", "size", "use", "season")
 NEW_LEAF = "_of_new_leaf"
+ITEM = "{{entity item}}"
 TITLE_LIMIT = 10_000
 """Longest title of a corpus in characters."""
 
@@ -63,6 +64,16 @@ Split = Literal["train", "validation", "test", "test_leaf"]
 """`test_leaf` has the entities of leaves that no trained pair is about, `test` others of known leaves."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A question about an entity, and its answer."""
+
+    task: str
+    wording: int
+    entity: str
+    answer: str
+
+
 class Task(BaseModel):
     """One family of questions."""
 
@@ -78,33 +89,34 @@ class Perception(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    system: str
+    system: Annotated[str, Field(pattern=r"\{\{examples\}\}")]
+    examples: int = Field(ge=0)
     tasks: dict[str, Task] = Field(min_length=1)
 
-    def ask(self, task: str, wording: int, item: str, hybrid: bool) -> list[BaseMessage]:
-        """The messages of a question about an item."""
-        questions = self.tasks[task].questions
-        question = questions[wording % len(questions)]
+    def ask(self, pair: Pair, examples: Sequence[Pair], hybrid: bool) -> list[BaseMessage]:
+        """The messages of a question, after answered ones of its task, whose entities are always text."""
         prompt = Prompt(
             agent="perception",
-            version=task,
-            description=task,
-            fields=("item",),
+            version=pair.task,
+            description=pair.task,
+            fields=("examples", "item"),
+            lines={"examples": ListLines(each="{{question}} {{answer}}", none="")},
             value_limit=TITLE_LIMIT,
             system=self.system,
-            user=question,
+            user=self._question(pair),
         )
-        return prompt.render({"item": item}, hybrid)
+        answered = [
+            {
+                "question": self._question(one).replace(ITEM, one.entity),
+                "answer": json.dumps(one.answer, ensure_ascii=False),
+            }
+            for one in examples
+        ]
+        return prompt.render({"item": pair.entity, "examples": answered}, hybrid)
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A question about an entity, and its answer."""
-
-    task: str
-    wording: int
-    entity: str
-    answer: str
+    def _question(self, pair: Pair) -> str:
+        questions = self.tasks[pair.task].questions
+        return questions[pair.wording % len(questions)]
 
 
 @lru_cache(maxsize=4)
@@ -199,6 +211,21 @@ def perception_pairs(
     return pairs
 
 
+def answered_examples(
+    facts: Mapping[str, Mapping[str, str]], perception: Perception, seed: int = SEED
+) -> dict[str, list[Pair]]:
+    """Of each task `perception.examples` trained pairs with distinct answers, which its questions begin with.
+
+    They show the model what an answer looks like, so that an adaptor's vectors need not.
+    """
+    found: dict[str, list[Pair]] = {name: [] for name in perception.tasks}
+    for pair in perception_pairs(facts, perception, "train", 100 * len(found), seed):
+        own = found[pair.task]
+        if len(own) < perception.examples and pair.answer not in {one.answer for one in own}:
+            own.append(pair)
+    return found
+
+
 def held_out_questions(
     dataset: Dataset, perception: Perception, count: int, corpus: Path | None = None, seed: int = SEED
 ) -> list[Question]:
@@ -218,7 +245,7 @@ def held_out_questions(
         NEW_LEAF: [text for text in items if text in new_leaf],
         OF_QUERY: [text for text in queries if text in known_leaf or text in new_leaf],
     }
-    rng = np.random.default_rng(seed)
+    rng, examples = np.random.default_rng(seed), answered_examples(facts, perception)
     questions = []
     for name, task in perception.tasks.items():
         if name not in MEASURED:
@@ -227,11 +254,10 @@ def held_out_questions(
         for suffix, texts in splits.items():
             able = [text for text in texts if task.answer in facts[text]]
             for number, row in enumerate(rng.permutation(len(able))[:count]):
-                text, hybrid = (perception.ask(name, number, able[row], way) for way in (False, True))
-                answer = facts[able[row]][task.answer]
-                questions.append(
-                    Question(f"{name}{suffix}", able[row], text, hybrid, answer, choices if MEASURED[name] else ())
-                )
+                pair = Pair(name, number, able[row], facts[able[row]][task.answer])
+                text, hybrid = (perception.ask(pair, examples[name], way) for way in (False, True))
+                asked_of = choices if MEASURED[name] else ()
+                questions.append(Question(f"{name}{suffix}", pair.entity, text, hybrid, pair.answer, asked_of))
     return questions
 
 

@@ -24,6 +24,8 @@ from training.adaptor import AdaptorRecipe, batches_of_tokens, collate, train_ad
 from training.alignment import Alignment, read_alignments
 from training.perception import (
     PERCEPTION_FILE,
+    Pair,
+    answered_examples,
     held_out,
     held_out_questions,
     known_facts,
@@ -132,12 +134,36 @@ def test_a_common_beginning_is_read_once_with_the_same_loss_and_gradient(tiny_mo
 
 
 def test_micro_batches_hold_everything_once_within_their_bound() -> None:
-    examples = [Example(torch.arange(1 + n % 37), 0, ()) for n in range(300)]
-    batches = batches_of_tokens(examples, 128, seed=3)
-    assert sorted(id(example) for batch in batches for example in batch) == sorted(map(id, examples))
-    assert all(len(batch) * max(len(example.ids) for example in batch) <= 128 for batch in batches)
-    again = batches_of_tokens(examples, 128, seed=3)
+    begin = torch.arange(1000, 1010)
+    alike = [Example(torch.cat([begin, torch.arange(1 + n % 37)]), 0, ()) for n in range(300)]
+    others = [Example(torch.arange(5 + n), 0, ()) for n in range(9)]
+    batches = batches_of_tokens([alike, others, []], 128, seed=3)
+    assert sorted(id(example) for batch in batches for example in batch) == sorted(map(id, [*alike, *others]))
+    for batch in batches:
+        shared = {id(example) in set(map(id, alike)) for example in batch}
+        assert len(shared) == 1  # one group each
+        read = max(len(example.ids) for example in batch) - (11 if True in shared else 5)
+        assert len(batch) * read <= 128
+    assert any(len(batch) > 8 for batch in batches)
+    again = batches_of_tokens([alike, others, []], 128, seed=3)
     assert [[id(one) for one in batch] for batch in again] == [[id(one) for one in batch] for batch in batches]
+
+
+def test_vectors_longer_than_the_models_own_are_punished_in_training_alone(tiny_model: str) -> None:
+    llm = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    usual = llm.get_input_embeddings().weight.norm(dim=1).mean().item()
+    adaptor = Adaptor(AdaptorShape(2, 4, 32))
+    ids, labels = torch.tensor([[5, 49999, 7, 2]]), torch.tensor([[IGNORED, IGNORED, 7, 2]])
+
+    def loss(norm: float, training: bool) -> float:
+        with torch.no_grad():
+            adaptor.outer.weight.zero_()
+            adaptor.outer.bias.fill_(norm / 32**0.5)
+        reader = HybridReader(adaptor, llm, 49999, norm_penalty=0.5).train(training)
+        return float(reader(ids, torch.ones_like(ids), labels, torch.zeros(1, 2))["loss"])
+
+    assert loss(3 * usual, training=True) - loss(3 * usual, training=False) == pytest.approx(0.5 * 2**2, rel=1e-3)
+    assert loss(0.9 * usual, training=True) == loss(0.9 * usual, training=False)
 
 
 def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
@@ -203,6 +229,12 @@ def test_held_out_entities_are_in_no_trained_pair(journey: Dataset) -> None:
         assert ("query" in facts[question.entity]) == question.task.endswith("_of_query")
         assert not question.choices or question.answer in question.choices
         assert question.entity in str(question.text[1].content)
+    for task, examples in answered_examples(facts, perception).items():
+        assert len({pair.answer for pair in examples}) == len(examples) <= perception.examples
+        assert bool(examples) == (task != "translation")  # no corpus is given
+        assert {pair.entity for pair in examples} <= facts.keys() - held_out(facts, "validation", "test", "test_leaf")
+    (shown,) = {question.hybrid[0].content for question in questions if question.task == "department"}
+    assert shown.count("department") == perception.examples and isinstance(shown, str)  # examples are text
     assert {split_of(title, facts[title]["leaf"]) for title in trained} == {"train"}
 
 
@@ -247,8 +279,9 @@ def test_a_corpus_of_titles_is_strict_pairs(tmp_path: Path) -> None:
         json.dumps({"zh": long.replace("\u2028", ""), "en": long}, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     (title,) = facts = read_titles(path)
+    pair = Pair("translation", 0, title, facts[title]["en"])
     assert facts[title]["en"] == long
-    assert title in str(load_perception().ask("translation", 0, title, hybrid=True)[1].content)  # uncut
+    assert title in str(load_perception().ask(pair, [], hybrid=True)[1].content)  # uncut
     path.write_text(json.dumps({"zh": "a" * 10_001, "en": "b"}) + "\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="would change or cut this title"):
         read_titles(path)

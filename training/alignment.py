@@ -9,6 +9,7 @@ planner and arbiter are kept beside the fields of their prompts, from which the 
 from __future__ import annotations
 
 import asyncio
+import lzma
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -110,15 +111,16 @@ async def align(
 
 
 def read_alignments(path: Path) -> list[Alignment]:
-    """The lines of a file.
+    """The lines of a file, which may be compressed (`.xz`), as what the shipped adaptor was aligned on is.
 
     Raises:
         DatasetError: there is no such file, or a line is none of `recgpt train alignment`.
     """
+    opened = lzma.open if path.suffix == ".xz" else open
     try:
-        with path.open(encoding="utf-8") as lines:
+        with opened(path, "rt", encoding="utf-8") as lines:
             return [Alignment.model_validate_json(line) for line in lines]
-    except (OSError, ValidationError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValidationError) as error:
         raise DatasetError(f"{path} has no lines of `recgpt train alignment`: {error}") from error
 
 

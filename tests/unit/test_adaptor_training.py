@@ -1,6 +1,7 @@
 """Training an adaptor: what it is asked, that it learns, goes on after a kill, and what it refuses."""
 
 import json
+import lzma
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -183,8 +184,8 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
         )
         for n in range(6)
     ]  # fmt: skip
-    alignment = tmp_path / "alignment.jsonl"
-    alignment.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+    alignment = tmp_path / "alignment.jsonl.xz"
+    alignment.write_bytes(lzma.compress("".join(line.model_dump_json() + "\n" for line in lines).encode()))
 
     def run(out: Path, recipe: AdaptorRecipe = RECIPE) -> dict[str, object]:
         return train_adaptor(small_dir, PACKAGED_MODEL, tiny_model, alignment, None, PERCEPTION_FILE, out, recipe, say)
@@ -287,3 +288,7 @@ def test_a_corpus_of_titles_is_strict_pairs(tmp_path: Path) -> None:
         read_titles(path)
     with pytest.raises(DatasetError, match="recgpt train alignment"):
         read_alignments(path)
+    cut = tmp_path / "cut.jsonl.xz"
+    cut.write_bytes(lzma.compress(b"{}\n" * 99)[:-20])
+    with pytest.raises(DatasetError, match="recgpt train alignment"):
+        read_alignments(cut)

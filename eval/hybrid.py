@@ -1,7 +1,9 @@
 """What hybrid prompts save and what they lose (section 2 of the report): the same households, the same run.
 
-Four ways to show a history: `text`, as much of it as the model's window takes; `hybrid`; `cut`, text within hybrid's
-budget of tokens; `leaf`, within the same budget with the leaf category of an item in the place of its title.
+Five ways to show a history: `text`, as much of it as the model's window takes; `hybrid`; `cut`, text within hybrid's
+budget of tokens; `leaf`, within the same budget with the leaf category of an item in the place of its title; and as a
+control `blank`, hybrid with one and the same vector for all entities: what the rest of the system makes of prompts that
+don't say what was bought.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from eval.splits import Case
 from eval.tags import LIST, TagRun, ranked_leaves
 from prompts.template import load_prompt
+from tools.adaptor import Adaptor, TrainedAdaptor, save_adaptor
 from tools.dataset import Dataset
 from tools.embedding import Embedder
 from tools.errors import RecGPTError
@@ -35,14 +38,14 @@ from tools.hybrid import Example, HybridReader, Reading
 from tools.llm import Endpoint, complete
 from tools.signals import read_signals
 
-ARMS = {"text": "text", "hybrid": "hybrid", "cut": "text", "leaf": "leaf"}
+ARMS = {"text": "text", "hybrid": "hybrid", "cut": "text", "leaf": "leaf", "blank": "hybrid"}
 """The representation of each way."""
 BUDGETED = ("cut", "leaf")
 """Ways in which a household's prompt has the length of its hybrid one; the others take what the window holds."""
 LENGTHS = {"1-6": 1, "7-9": 7, "10-12": 10, "13-15": 13, "16+": 16}
 """Bins of the lengths of entities, and where each begins."""
-OF_QUERY = "_of_query"
-"""How the tasks about queries end."""
+OF_ANY_LENGTH = ("department", "category", "leaf")
+"""Tasks that every item has: a mean over others would compare tasks, not lengths."""
 WIDTH = "_tokens"
 """How the adaptors of the curve end: `2_tokens` gives an entity two input embeddings."""
 ANSWER_TOKENS = 64
@@ -92,7 +95,7 @@ def whole_prompts(dataset: Dataset, context: Context, case: Case) -> dict[bool, 
         profile=dataset.user(case.user_id)[0],
         history=number_lines(history[:NUMBERED_LINES]),
         days=days,
-        signals=read_signals(dataset, case.user_id, case.as_of),
+        signals=read_signals(dataset, case.user_id, case.as_of, context.weather),
     )
     prompt = load_prompt("planner", context.planner_prompt)
     values = planner_values(case.as_of, household, context.personas)
@@ -190,6 +193,16 @@ def is_right(question: Question, answer: str) -> bool:
     return isinstance(found, str) and found.strip().casefold() == question.answer.strip().casefold()
 
 
+def write_blank_adaptor(trained: TrainedAdaptor, embedder: Embedder, directory: Path) -> None:
+    """Write the adaptor that gives every entity the vectors of the word `item`."""
+    blank = Adaptor(trained.adaptor.shape)
+    with torch.inference_mode():
+        vectors = trained.adaptor(torch.from_numpy(embedder.embed(["item"])))
+        blank.outer.weight.zero_()
+        blank.outer.bias.copy_(vectors.flatten())
+    save_adaptor(blank, directory, {"model": trained.model, "embedder": trained.embedder})
+
+
 def hybrid_budgets(runs: Sequence[TagRun]) -> dict[str, int]:
     """Tokens of each household's hybrid prompt, which its text is cut to."""
     return {run.user_id: tokens for run in runs if (tokens := planner_prompt(run))}
@@ -270,15 +283,20 @@ def perception_figures(
 ) -> dict[str, Estimate]:
     """`self_perception.<task>.<way>`, and by the length of items' titles `self_perception.tokens_<n>.<way>`.
 
-    Lengths are in tokens, in the bins `LENGTHS`, over all tasks. `lost.<task>` is the accuracy of the widest of the
-    adaptors `<n>_tokens` less that of the narrowest.
+    Lengths are in tokens, in the bins `LENGTHS`, over the tasks `OF_ANY_LENGTH`. Beside multiple choice stands the way
+    `commonest`: what the commonest right answer, given to every question, would reach. `lost.<task>` is the accuracy of
+    the widest of the adaptors `<n>_tokens` less that of the narrowest.
     """
     right: dict[str, list[float]] = {}
     for (number, way), answer in sorted(answers.items()):
         question = questions[number]
         length = list(LENGTHS)[int(np.digitize(len(reading.title(question.entity)), list(LENGTHS.values())[1:]))]
-        for what in (question.task, *([] if question.task.endswith(OF_QUERY) else [f"tokens_{length}"])):
+        for what in (question.task, *([f"tokens_{length}"] if question.task in OF_ANY_LENGTH else [])):
             right.setdefault(f"self_perception.{what}.{way}", []).append(float(is_right(question, answer)))
+    for task in {question.task for question in questions if question.choices}:
+        wanted = [question.answer for question in questions if question.task == task]
+        commonest = max(sorted(set(wanted)), key=wanted.count)
+        right[f"self_perception.{task}.commonest"] = [float(answer == commonest) for answer in wanted]
     figures = {key: estimate(values) for key, values in right.items()}
     widths = sorted({way for _, way in answers if way.endswith(WIDTH)}, key=width_of)
     if len(widths) > 1:

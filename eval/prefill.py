@@ -28,8 +28,8 @@ class Pass:
     seconds: list[float]
     """Of each request."""
     wall: float
-    hit_rate: float
-    """Share of the prompts' tokens that the prefix cache had."""
+    hit_rate: float | None
+    """Share of the prompts' tokens that the prefix cache had; None where the server does not tell."""
 
 
 async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]], users: int, salt: str) -> Pass:
@@ -63,7 +63,7 @@ async def run_pass(endpoint: Endpoint, prompts: Sequence[Sequence[BaseMessage]],
     seconds = await asyncio.gather(*(ask(number) for number in range(max(len(prompts), users))))
     wall, after = time.perf_counter() - started, await _counters(endpoint)
     hits, queries = (after[name] - before[name] for name in ("hits", "queries"))
-    return Pass(seconds, wall, hits / max(queries, 1.0))
+    return Pass(seconds, wall, hits / queries if queries else None)
 
 
 async def prefill_figures(
@@ -73,13 +73,15 @@ async def prefill_figures(
 ) -> dict[str, Estimate]:
     """`prefill_seconds.<way>.<users>`, `prefill_rps.<way>[.<users>]`, `prefix_hits.<way>.<users>` (when asked again).
 
-    The ways take turns at each number of users, each prompt is sent twice, and the first time is what is timed. Without
-    a number, requests a second are those of the most users. `prefill_speedup.<users>` is hybrid's rate for one of text.
+    The ways take turns at each number of users, each prompt is sent twice, and the first time is what is timed, when
+    nothing of it is in the prefix cache. Without a number, requests a second are those of the most users.
+    `prefill_speedup.<users>` is hybrid's rate for one of text.
     """
     figures = {}
     for way, endpoint in endpoints.items():
         for prompt in prompts[way]:  # entities are in their table from here on: the server is timed, no embedder
             await measure_prompt(endpoint, prompt, 0)
+        await run_pass(endpoint, prompts[way][:1], 1, uuid4().hex)  # a server's first requests are slower
     for users in CONCURRENT:
         for way, endpoint in endpoints.items():
             salt = uuid4().hex
@@ -88,7 +90,8 @@ async def prefill_figures(
             rate = Estimate(*(len(first.seconds) / first.wall,) * 3, n=len(first.seconds))
             figures[f"prefill_seconds.{way}.{users}"] = estimate(first.seconds)
             figures[f"prefill_rps.{way}.{users}"] = figures[f"prefill_rps.{way}"] = rate
-            figures[f"prefix_hits.{way}.{users}"] = Estimate(*(again.hit_rate,) * 3, n=len(again.seconds))
+            if again.hit_rate is not None:
+                figures[f"prefix_hits.{way}.{users}"] = Estimate(*(again.hit_rate,) * 3, n=len(again.seconds))
             report(f"prefill, {users} users, {way}: {rate.mean:.2f} requests a second")
         faster = figures[f"prefill_rps.hybrid.{users}"].mean / figures[f"prefill_rps.text.{users}"].mean
         figures[f"prefill_speedup.{users}"] = Estimate(*(faster,) * 3, n=max(len(prompts["text"]), users))

@@ -34,6 +34,7 @@ from eval.hybrid import (
     whole_figures,
     whole_prompts,
     width_of,
+    write_blank_adaptor,
     write_hybrid_page,
 )
 from eval.metrics import Estimate, estimate
@@ -100,7 +101,7 @@ def hybrid(
     concurrency: Concurrency = 16,
     setting: Setting = None,
 ) -> None:
-    """Full text, hybrid prompts, text cut to their budget, leaf names: what each costs and what it is worth."""
+    """Full text, hybrid prompts, text cut to their budget, leaf names, blanks: what each costs and what it is worth."""
     chosen = [name for name in ARMS if name in (arm or ARMS)]
     if unknown := sorted(set(arm or []) - ARMS.keys()):
         raise SettingError(f"there is no arm {', '.join(unknown)}; take some of {', '.join(ARMS)}")
@@ -129,11 +130,15 @@ def hybrid(
         stack.enter_context(logging_to(LOG))
         serve_for(stack, context, profile)
         _ask_missing(endpoints, asked, out / "answers.jsonl", concurrency)
-        aligned = _align_missing(context, cases[:agreements], out / "alignment.jsonl", concurrency)
+        fresh = [case for case in cases if case.user_id not in trained.aligned][:agreements]
+        aligned = _align_missing(context, fresh, out / "alignment.jsonl", concurrency)
         with reporting("prefill") as step:
             timed = _time_prefills(endpoints, long, out / f"prefill-{profile}-{len(long)}.json", step)
         for name in chosen:
             own, asked_of, budgets = context.model_copy(update={"representation": ARMS[name]}), cases, {}
+            if name == "blank":
+                write_blank_adaptor(trained, embedder, out / "blank")
+                own = own.model_copy(update={"adaptor": out / "blank"})
             if name in BUDGETED:
                 budgets = hybrid_budgets(read_runs(out / "hybrid.jsonl"))
                 asked_of = [case for case in cases if case.user_id in budgets]

@@ -17,7 +17,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from agents.context import Context
+from agents.context import HYBRID_AGENTS, Context
 from agents.schemas import AgentUsage, Recommendation, Request
 from graphs.recommend import graph
 from recgpt.console import complain, console, progress_bar, reporting, say
@@ -203,7 +203,8 @@ def serve_for(stack: ExitStack, context: Context, profile: str) -> None:
         )
         stack.enter_context(server)
         if context.representation == "hybrid":
-            asyncio.run(check_embeds(context.endpoint("planner")))
+            for endpoint in {context.endpoint(agent) for agent in HYBRID_AGENTS}:
+                asyncio.run(check_embeds(endpoint))
 
 
 def _summarise(results: Sequence[Recommendation], out: Path | None, earlier: int) -> None:

@@ -85,6 +85,8 @@ def alignment(
     setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting")] = None,
 ) -> None:
     """Ask planner and arbiter full-text prompts of training households: what `adaptor` learns to answer alike."""
+    if out.suffix == ".xz":
+        raise SettingError(f"{out} can't be gone on with: write JSON lines, and compress them when they are complete")
     settings = ["representation=text", "planner_tokens=3000", *(setting or [])]
     # Answers that were kept run no model, and it is the model's own words that are wanted.
     context = resolve_context(settings, base_url=base_url, model=model).model_copy(update={"answers": None})

@@ -30,6 +30,7 @@ class AdaptorShape:
     text: int
     """Dimensions of the text embeddings, d_emb."""
     hidden: int
+    """Dimensions of the inner layer."""
     width: int
     """Dimensions of the LLM's input embeddings, d_LLM."""
     tokens: int = 1
@@ -62,6 +63,8 @@ class TrainedAdaptor:
     embedder: str
     sha256: str
     """Of the weights."""
+    aligned: frozenset[str] = frozenset()
+    """Households whose prompts it was aligned on."""
 
 
 def save_adaptor(adaptor: Adaptor, directory: Path, card: dict[str, Any]) -> None:
@@ -88,7 +91,8 @@ def load_adaptor(directory: Path, model: str, embedder: str) -> TrainedAdaptor:
         adaptor.load_state_dict(
             {name: weight.float() for name, weight in read_weights(directory, WEIGHTS, card).items()}
         )
-        trained = TrainedAdaptor(adaptor.eval(), card["model"], card["embedder"], card["sha256"])
+        aligned = frozenset(card.get("aligned_households", ()))
+        trained = TrainedAdaptor(adaptor.eval(), card["model"], card["embedder"], card["sha256"], aligned)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFilesError(
             f"{directory} holds no adaptor of this version ({error!r}); train one with `recgpt train adaptor`, "

@@ -111,29 +111,39 @@ class EntityTable:
         """Embed, project and keep the entities that are not there yet; `report` gets how many are done of how many.
 
         Raises:
-            ModelFilesError: an embedding has other dimensions than the adaptor reads, or a number that is none.
+            ModelFilesError: an embedding has other dimensions than the adaptor reads, or a number that is none; all
+                others are kept.
             OutputError: the file can't be written; what was there before is kept.
         """
         found = self._look_up(texts)
         missing = list(dict.fromkeys(text for text, value in zip(texts, found, strict=True) if value is None))
+        damaged: list[str] = []
         for start in range(0, len(missing), PART):
             part = missing[start : start + PART]
-            values = self._project(part).view(torch.int16).numpy()
+            values, sound = self._project(part)
+            damaged += [text for text, is_sound in zip(part, sound, strict=True) if not is_sound]
             try:
                 with self._file.begin(write=True) as transaction:
-                    for text, value in zip(part, values, strict=True):
-                        # Never another value in the place of one: what a prefix cache knows must stay the same.
-                        transaction.put(_key(text), value.tobytes(), overwrite=False)
+                    for text, value, is_sound in zip(part, values.view(torch.int16).numpy(), sound, strict=True):
+                        if is_sound:
+                            # Never another value in the place of one: what a prefix cache knows must stay the same.
+                            transaction.put(_key(text), value.tobytes(), overwrite=False)
             except lmdb.Error as error:
                 raise OutputError(f"{self._path} could not be written ({error}): is its disk full?") from error
             report(start + len(part), len(missing))
+        if damaged:
+            raise ModelFilesError(
+                f"{len(damaged)} of {len(missing)} new entities have vectors with NaN or infinite numbers, such as "
+                f"{damaged[0]!r}: the embedding model {self._embedder.name} or the adaptor is damaged; the others are "
+                "kept"
+            )
 
     def _look_up(self, texts: Sequence[str]) -> list[bytes | None]:
         with self._file.begin() as transaction:
             return [transaction.get(_key(text)) for text in texts]
 
-    def _project(self, texts: Sequence[str]) -> Tensor:
-        """(n, tokens, width), bfloat16."""
+    def _project(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
+        """Vectors (n, tokens, width), bfloat16, and whether all numbers of each are numbers."""
         embeddings = torch.from_numpy(self._embedder.embed(texts))
         if embeddings.shape[1] != self._adaptor.shape.text:
             raise ModelFilesError(
@@ -143,12 +153,7 @@ class EntityTable:
         with torch.inference_mode():
             projected: Tensor = self._adaptor(embeddings).to(torch.bfloat16)
         sound = embeddings.isfinite().all(dim=1) & projected.isfinite().flatten(1).all(dim=1)
-        if not bool(sound.all()):
-            raise ModelFilesError(
-                f"the entity {texts[int((~sound).nonzero()[0])]!r} has a vector with NaN or infinite numbers: the "
-                f"embedding model {self._embedder.name} or the adaptor is damaged; nothing of it was kept"
-            )
-        return projected
+        return projected, sound.tolist()
 
 
 @load_once(maxsize=64)

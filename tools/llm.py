@@ -234,6 +234,7 @@ class PromptSize:
     """The model's context window in tokens, prompt and answer together."""
 
 
+NOT_FOUND = 404
 CHARACTERS_A_TOKEN = 3.0
 """A careful estimate for servers without /tokenize: English runs at about 4, codes and other scripts lower."""
 
@@ -245,12 +246,55 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
         ServerUnreachableError: no answer.
         ServerError: the prompt has entities, and the server was started without what takes them.
     """
+    table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
+    answer = await _tokenize(endpoint, messages, table)
+    try:
+        count = answer.raise_for_status().json()
+        return PromptSize(int(count["count"]), int(count["max_model_len"]))
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        return PromptSize(_estimated_tokens(messages, table.version.tokens if table is not None else 0), default_window)
+
+
+async def check_embeds(endpoint: Endpoint) -> None:
+    """Find out whether a server reads hybrid prompts as the adaptor learnt to, before anything is asked of it.
+
+    Raises:
+        ServerUnreachableError: no answer.
+        ServerError: it takes no entities, or not these, or puts something between the parts of a message.
+        ModelFilesError: there is no adaptor for this model.
+    """
+    assert endpoint.entities
+    table = await asyncio.to_thread(open_entities, endpoint.entities)
+    entity: dict[str | Any, Any] = {"type": "text", "text": "[entity: milk]", "entities": ["milk"]}
+    answer = await _tokenize(endpoint, [HumanMessage([entity])], table)
+    if answer.is_client_error and answer.status_code != NOT_FOUND:  # which servers other than vLLM answer
+        raise ServerError(
+            f"the model server at {endpoint.base_url} takes no input embeddings of {endpoint.entities.adaptor}: "
+            f"{answer.text[:REASON_LIMIT]}; start one with `recgpt serve`, or set representation=text"
+        )
+    parts: list[str | dict[Any, Any]] = [{"type": "text", "text": text} for text in ("milk", "shake")]
+    joined, one = [
+        (await measure_prompt(endpoint, [HumanMessage(content)], 0)).tokens for content in (parts, "milkshake")
+    ]
+    if joined != one:
+        raise ServerError(
+            f"the model server at {endpoint.base_url} puts something between the parts of a message ({joined} tokens, "
+            f"expected {one}), which no adaptor was trained on: start it with `recgpt serve`, which gives it a chat "
+            "template that doesn't, or set representation=text"
+        )
+
+
+async def _tokenize(endpoint: Endpoint, messages: Sequence[BaseMessage], table: EntityTable | None) -> httpx.Response:
+    """What vLLM's `/tokenize` says of a prompt.
+
+    Raises:
+        ServerUnreachableError, ServerError: see `measure_prompt`.
+    """
     url = endpoint.base_url.removesuffix("/").removesuffix("/v1") + "/tokenize"
     # Not `convert_to_openai_messages`, which drops the key `entities`.
     sent: list[dict[str, Any]] = [
         {"role": "system" if message.type == "system" else "user", "content": message.content} for message in messages
     ]
-    table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
     if table is not None:
         embedded = await asyncio.to_thread(embed_parts, table, messages)
         sent = [with_embeddings(message, embedded) for message in sent]
@@ -262,23 +306,7 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
     except httpx.HTTPError as error:
         raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
     _require_embeds(endpoint, answer.text if answer.is_client_error else "")
-    try:
-        count = answer.raise_for_status().json()
-        return PromptSize(int(count["count"]), int(count["max_model_len"]))
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        return PromptSize(_estimated_tokens(messages, table.version.tokens if table is not None else 0), default_window)
-
-
-async def check_embeds(endpoint: Endpoint) -> None:
-    """Find out whether a server takes entities, before anything is asked of it.
-
-    Raises:
-        ServerUnreachableError: no answer.
-        ServerError: it was started without what takes them.
-        ModelFilesError: there is no adaptor for this model.
-    """
-    part: dict[str | Any, Any] = {"type": "text", "text": "[entity: milk]", "entities": ["milk"]}
-    await measure_prompt(endpoint, [HumanMessage([part])], 0)
+    return answer
 
 
 def _require_embeds(endpoint: Endpoint, refusal: str) -> None:

@@ -4,8 +4,9 @@
 
     L = - sum_t log p(y*_t | P_hybrid, y*_<t)
 
-over self-perception pairs and production alignment. It starts from a projection of a title's embedding to the mean
-of the title's own input embeddings, which takes seconds and saves the first hundreds of steps.
+over self-perception pairs and production alignment, in micro-batches of one task each, and a small penalty on vectors
+longer than the model's own (`norm_penalty`), which the report does not have. It starts from a projection of a title's
+embedding to the mean of the title's own input embeddings, which takes seconds and saves the first hundreds of steps.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class AdaptorRecipe:
 
     seed: int = 7
     hidden: int = 1536
+    """Width of the inner layer."""
     tokens: int = 1
     """Input embeddings an entity."""
     pairs: int = 50_000
     """Self-perception pairs."""
     batch_tokens: int = 640
     """Tokens of a micro-batch, padding included, but for what all begin with."""
-    accumulate: int = 1
     learning_rate: float = 3e-3
     """Of the matrices, by Muon. A few thousand steps leave more of an entity in its vector than AdamW's do."""
     bias_rate: float = 2e-3
@@ -63,11 +64,15 @@ class AdaptorRecipe:
     norm_penalty: float = 0.1
     """Weight of what vectors are longer than the model's own input embeddings, see `HybridReader`."""
     warmup_steps: int = 50
+    """Steps in which the rates rise; then they fall to 0, by a half cosine."""
     start_steps: int = 600
     """Of the projection that it starts from."""
     evaluate_every: int = 500
+    """Steps between evaluations, each of which is a checkpoint too."""
     validation_pairs: int = 240
+    """Self-perception pairs about validation entities."""
     validation_alignments: int = 8
+    """Lines whose households are kept for validation."""
 
 
 def train_adaptor(
@@ -144,7 +149,6 @@ def train_adaptor(
         **trainer_arguments(out, recipe),
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=recipe.accumulate,
         num_train_epochs=1,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -173,6 +177,7 @@ def train_adaptor(
         "dataset": dataset.info.name,
         "pairs": len(pairs["train"]),
         "alignments": len(aligned["train"]),
+        "aligned_households": sorted({line.user_id for line in lines}),
         "tokens": sum(len(example.ids) for example in examples["train"]),
         **told,
     }

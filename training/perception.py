@@ -20,7 +20,7 @@ import yaml
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.hybrid import OF_QUERY, Question
+from eval.hybrid import Question
 from eval.splits import SEED, TRAIN_END
 from prompts.template import ListLines, Prompt, clean
 from tools.dataset import Dataset
@@ -41,11 +41,14 @@ ALL_YEAR = "all year"
 BOUGHT_WITHIN = timedelta(days=1)
 """A purchase so soon after a query was what it searched for."""
 CARD = ("department", "category", "leaf", "brand", "size", "use", "season")
-NEW_LEAF = "_of_new_leaf"
+NEW_LEAF, OF_QUERY = "_of_new_leaf", "_of_query"
+"""How the tasks about items of held-out leaves, and about queries, end."""
 ITEM = "{{entity item}}"
 TITLE_LIMIT = 10_000
 """Longest title of a corpus in characters."""
 
+ONE_PATH = ("department", "category", "leaf", "use")
+"""Tasks whose answers follow from an item's place in the catalogue."""
 MEASURED = {
     "department": True,
     "category": True,
@@ -231,7 +234,8 @@ def held_out_questions(
 ) -> list[Question]:
     """`count` questions a task and held-out split, about entities that no trained pair is about.
 
-    Tasks with few answers are multiple choice. A split's name follows its task's for queries and for items of leaves
+    Tasks with few answers are multiple choice. Where an item stands in the catalogue is asked only of titles that stand
+    in one place, see `_contradicted`. A split's name follows its task's for queries and for items of leaves
     that were held out whole: `department`, `department_of_query`, `department_of_new_leaf`.
     """
     facts = known_facts(dataset, corpus)
@@ -246,6 +250,7 @@ def held_out_questions(
         OF_QUERY: [text for text in queries if text in known_leaf or text in new_leaf],
     }
     rng, examples = np.random.default_rng(seed), answered_examples(facts, perception)
+    contradicted = _contradicted(dataset)
     questions = []
     for name, task in perception.tasks.items():
         if name not in MEASURED:
@@ -253,6 +258,8 @@ def held_out_questions(
         choices = tuple(sorted({known[task.answer] for known in facts.values() if task.answer in known}))
         for suffix, texts in splits.items():
             able = [text for text in texts if task.answer in facts[text]]
+            if name in ONE_PATH:
+                able = [text for text in able if text not in contradicted]
             for number, row in enumerate(rng.permutation(len(able))[:count]):
                 pair = Pair(name, number, able[row], facts[able[row]][task.answer])
                 text, hybrid = (perception.ask(pair, examples[name], way) for way in (False, True))
@@ -298,6 +305,13 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
     except OSError as error:
         raise DatasetError(f"{path} can't be read: {error}") from error
+
+
+def _contradicted(dataset: Dataset) -> set[str]:
+    """Titles of items with several paths, or with another path than the commonest one of their leaf, which is told."""
+    commonest = {path[-1]: path for path in leaf_paths(dataset)}
+    paths = dataset.items.group_by("title").agg(pl.col("category").unique())
+    return {clean(title) for title, own in paths.iter_rows() if len(own) > 1 or own[0] != commonest[own[0][-1]]}
 
 
 def _queries(dataset: Dataset, leaves: Sequence[str]) -> dict[str, str]:

@@ -39,8 +39,7 @@ from training.perception import (
 RECIPE = AdaptorRecipe(
     hidden=32,
     pairs=120,
-    batch_tokens=512,
-    accumulate=2,
+    batch_tokens=1024,
     learning_rate=1e-2,
     bias_rate=1e-2,
     warmup_steps=1,

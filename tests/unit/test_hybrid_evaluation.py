@@ -1,10 +1,13 @@
 """Figures of `recgpt eval hybrid`: what is compared with what, and what a page shows of it."""
 
 import json
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
+from langchain_core.messages import HumanMessage, SystemMessage
 from typer.testing import CliRunner
 
 from agents.schemas import CallRecord, ProposedTag
@@ -23,12 +26,13 @@ from eval.hybrid import (
     write_hybrid_page,
 )
 from eval.metrics import relative
+from eval.prefill import prefill_figures
 from eval.splits import Case
 from prompts.template import Prompt
 from recgpt.cli import app
 from tests.conftest import AS_OF, tag_run, write_small_dataset
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
-from tools.adaptor import Adaptor, AdaptorShape, save_adaptor
+from tools.adaptor import Adaptor, AdaptorShape, load_adaptor, save_adaptor
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import ServerError
@@ -73,11 +77,11 @@ def test_a_ratio_is_of_pairs() -> None:
 
 
 def test_sizes_are_summed_up_by_household() -> None:
-    sizes = [PromptSizes(1000 * n, 250 * n, 10, 100) for n in range(1, 25)] + [PromptSizes(100, 90, 0, 0)]
+    sizes = [PromptSizes(1000 * n, 1000 * n - 10 * n * n, 10, 100) for n in range(1, 25)] + [PromptSizes(100, 90, 0, 0)]
     figures = size_figures(sizes, 2)
     assert figures["entity_compression"].mean == pytest.approx(5) and figures["entity_compression"].n == 24
-    assert figures["prompt_reduction.median"].mean == pytest.approx(0.75)
-    assert figures["prompt_reduction.long"].n == 5
+    assert figures["prompt_reduction.median"].mean == pytest.approx(0.12)  # of 11,000, 12,000 and 13,000 tokens
+    assert figures["prompt_reduction.long"].mean == pytest.approx(0.22) and figures["prompt_reduction.long"].n == 5
     assert "prompt_reduction.long" not in size_figures(sizes[:3], 2)
 
 
@@ -139,6 +143,26 @@ async def test_questions_are_asked_once_and_answers_kept(server: ScriptedServer,
         await perceive({"text": endpoint}, questions, set(), 2, write)
 
 
+async def test_prefill_is_timed_on_prompts_that_no_cache_knows(server: ScriptedServer) -> None:
+    from pydantic import SecretStr
+
+    server.answer = lambda agent, body: Reply('"a')
+    endpoint = Endpoint(server.base_url, MODEL, SecretStr("EMPTY"), 10)
+    prompts = [[SystemMessage("Plan."), HumanMessage(text)] for text in ("tea", "soap")]
+    asking, sent = {"text": endpoint, "hybrid": endpoint}, {"text": prompts, "hybrid": prompts}
+    figures = await prefill_figures(asking, sent, lambda message: None)
+    expected = {f"prefill_{what}.{way}.{users}" for what in ("seconds", "rps") for way in sent for users in (1, 8, 32)}
+    assert expected | {f"prefill_speedup.{users}" for users in (1, 8, 32)} < set(figures)
+    assert figures["prefill_rps.text"] == figures["prefill_rps.text.32"]
+    assert figures["prefix_hits.hybrid.8"].mean == pytest.approx(0.8)
+    asked_for = Counter(server.prompts("prefill"))
+    assert sorted(asked_for.values()) == [1, 1] + [2] * 2 * (2 + 8 + 32)  # one each to warm up, then twice the same
+    assert figures["prefill_seconds.text.32"].n == 32
+    server.counts = False
+    untold = await prefill_figures(asking, sent, lambda message: None)
+    assert set(figures) - set(untold) == {f"prefix_hits.{way}.{users}" for way in sent for users in (1, 8, 32)}
+
+
 def test_accuracy_is_told_by_task_length_and_width(tiny_model: str) -> None:
     questions = [asked("department", "tea", "Grocery"), asked("size", "dish soap of a long name, 24 oz", "24 oz")]
     answers = {
@@ -149,6 +173,7 @@ def test_accuracy_is_told_by_task_length_and_width(tiny_model: str) -> None:
     assert figures["self_perception.department.text"].mean == 1
     assert figures["self_perception.size.text"].mean == 0
     assert figures["self_perception.tokens_1-6.text"].n == 1
+    assert not any("tokens_7" in key for key in figures)  # not every item has a size
     assert (figures["lost.department"].mean, figures["lost.size"].mean) == (0, 1)  # 24 oz alone is no JSON string
     assert not is_right(questions[0], "3")
 
@@ -172,13 +197,13 @@ def test_the_command_measures_all_ways_and_asks_nothing_twice(
     common = ["eval", "hybrid", "--dataset", "shop", "--model", tiny_model, "--base-url", server.base_url]
     common += ["--users", "2", "--questions", "2", "--agreements", "1", "--set", "vocabulary=any"]
 
-    def run(*more: str) -> str:
+    def run(*more: str, code: int = 0) -> str:
         result = CliRunner().invoke(app, [*common, *more])
-        assert result.exit_code in (0, 1), result.output
+        assert result.exit_code == code, result.output
         return result.output
 
-    assert "ask for --arm hybrid too" in run("--set", "adaptor=one", "--arm", "cut")
-    assert "there is no arm half" in run("--set", "adaptor=one", "--arm", "half")
+    assert "ask for --arm hybrid too" in run("--set", "adaptor=one", "--arm", "cut", code=1)
+    assert "there is no arm half" in run("--set", "adaptor=one", "--arm", "half", code=1)
     run("--set", "adaptor=one", "--also", "two", "--arm", "hybrid", "--arm", "cut")
     out = tmp_path / "runs" / "eval" / "hybrid"
     values = json.loads((out / "metrics.json").read_text())
@@ -193,11 +218,14 @@ def test_the_command_measures_all_ways_and_asks_nothing_twice(
     assert len(server.requests) == before and json.loads((out / "metrics.json").read_text()) == values
     run("--set", "adaptor=one")
     values = json.loads((out / "metrics.json").read_text())
-    assert {f"hybrid.hr@30.all.hybrid-{arm}" for arm in ("text", "cut", "leaf")} < set(values)
+    assert {f"hybrid.hr@30.all.hybrid-{arm}" for arm in ("text", "cut", "leaf", "blank")} < set(values)
     assert "hybrid.self_perception.title.2_tokens" not in values  # no curve was asked for
-    asked_for_text = [body for body in server.requests[before:] if "prompt_embeds" not in str(body["messages"])]
-    assert len(asked_for_text) == len(server.requests) - before > 0
-    assert "holds another run (adaptor, settings differ)" in run("--set", "adaptor=other")
+    embedded = [str(body["messages"]) for body in server.requests[before:] if "prompt_embeds" in str(body["messages"])]
+    blank = load_adaptor(out / "blank", tiny_model, embedder).adaptor
+    vectors = blank(torch.from_numpy(open_embedder(PACKAGED_MODEL).embed(["tea", "white milk"])))
+    assert torch.equal(vectors[0], vectors[1])
+    assert 0 < len(embedded) < len(server.requests) - before  # those of the blank arm alone
+    assert "holds another run (adaptor, settings differ)" in run("--set", "adaptor=other", code=1)
 
 
 def test_the_page_shows_whatever_there_is(tmp_path: Path) -> None:

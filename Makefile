@@ -30,14 +30,14 @@ endif
 demo: setup data model
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(BIN)/recgpt recommend --dataset $(DATA) --sample 3 --seed 7 --as-of 2017-11-17 --profile $(PROFILE) \
-		--out $(DEMO)/recommendations.jsonl --report $(DEMO)/report.html
+		--set representation=hybrid --out $(DEMO)/recommendations.jsonl --report $(DEMO)/report.html
 	@echo "Open $(CURDIR)/$(DEMO)/report.html in a browser."
 
 test: setup lint data model
 	$(BIN)/python -m pytest
 
 setup: $(STAMP)
-data: $(DATA)/.built
+data: $(DATA)/.entities
 model: $(MODEL)/recgpt-model.json
 
 lint: setup
@@ -83,6 +83,10 @@ $(VENV)/.installed-gpu: constraints.txt pyproject.toml | $(VENV)/bin/python
 $(DATA)/.built: $(STAMP) $(wildcard tools/datasets/completejourney/*)
 	$(BIN)/recgpt data build completejourney --out $(DATA)
 	$(BIN)/recgpt data index $(DATA)
+	@touch $@
+
+$(DATA)/.entities: $(DATA)/.built $(MODEL)/recgpt-model.json $(wildcard training/weights/adaptor/*)
+	$(BIN)/recgpt data entities $(DATA)
 	@touch $@
 
 $(MODEL)/recgpt-model.json: $(STAMP) $(wildcard training/weights/sft/*)

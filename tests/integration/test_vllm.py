@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -25,8 +26,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.schemas import Recommendation
+from agents.context import Context
+from agents.schemas import Recommendation, Request
+from eval.hybrid import prompt_sizes, whole_prompts
+from eval.splits import evaluation_cases
+from graphs.intent import graph as intent
+from tools.dataset import open_dataset
 from tools.errors import ServerError
+from tools.hybrid import Reading
 from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL
 from tools.serving import CPU, load_adapter, running_server, served_models
 
@@ -119,6 +126,21 @@ def test_input_embeddings_between_text_are_read_in_their_place(vllm: Path) -> No
             reply = client.post(f"{BASE_URL}/chat/completions", json=body | sampling).raise_for_status().json()
             replies.append((size, reply["usage"]["prompt_tokens"], reply["choices"][0]["message"]["content"]))
     assert replies[0] == replies[1]
+
+
+async def test_a_history_of_three_windows_is_read_whole_as_hybrid(vllm: Path) -> None:
+    """With the shipped adaptor; household 1899 has 22,641 tokens of text, the window takes 8,192."""
+    settings: dict[str, Any] = {"base_url": BASE_URL, "representation": "hybrid", "tags_per_expert": 3, "final_tags": 3}
+    context = Context(dataset=ROOT / "data" / "completejourney", **settings)
+    dataset = open_dataset(context.dataset)
+    (case,) = (case for case in evaluation_cases(dataset, None) if case.user_id == "1899")
+    reading = Reading(str(ROOT / "models" / DEFAULT_MODEL), tokens=1)
+    sizes = prompt_sizes(whole_prompts(dataset, context, case), reading)
+    assert sizes.text > 20_000
+    state = await intent.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), context=context)
+    planner = [call for call in state["calls"] if call.agent == "planner"]
+    assert planner[0].prompt_tokens == sizes.hybrid < 8192
+    assert state["tags"]
 
 
 def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ class ScriptedServer:
                 if outer.embeds_refusal and "prompt_embeds" in str(body["messages"]):
                     self._send(400, {"error": {"message": outer.embeds_refusal}})
                     return
-                tokens = sum(len(text_of(m, outer.separator)) for m in body["messages"]) // 4
+                tokens = tokens_of(body, outer.separator)
                 if self.path.endswith("/tokenize"):
                     reply = {"count": tokens, "max_model_len": outer.window}
                     self._send(200 if outer.tokenizer else 404, reply)
@@ -146,6 +146,11 @@ def text_of(message: dict[str, Any], separator: str = "") -> str:
     if isinstance(message["content"], str):
         return message["content"]
     return separator.join(part["text"] if part["type"] == "text" else EMBEDDED for part in message["content"])
+
+
+def tokens_of(body: dict[str, Any], separator: str = "") -> int:
+    """Of a request's prompt: four characters each."""
+    return sum(len(text_of(message, separator)) for message in body["messages"]) // 4
 
 
 def good_answer(agent: str, body: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ from training.perception import (
 RECIPE = AdaptorRecipe(
     hidden=32,
     pairs=120,
-    batch_tokens=1024,
+    batch_tokens=512,
     learning_rate=1e-2,
     bias_rate=1e-2,
     warmup_steps=1,

@@ -18,7 +18,7 @@ from graphs.judge import graph as judge_graph
 from graphs.recommend import build_recommend_graph
 from graphs.recommend import graph as recommend_graph
 from tests.conftest import AS_OF, ITEMS, write_small_dataset
-from tests.scripted_server import Reply, ScriptedServer, good_answer, text_of
+from tests.scripted_server import Reply, ScriptedServer, good_answer, tokens_of
 from tools.errors import DatasetError, ModelFilesError, NoHistoryError, ServerUnreachableError, UnknownUserError
 
 REQUEST = Request(user_id="h1", as_of=AS_OF)
@@ -61,8 +61,7 @@ async def test_a_whole_request(context: Context, server: ScriptedServer) -> None
     agents = {"planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer"}
     assert result.usage.by_agent.keys() == agents
     assert result.usage.llm_calls == len(server.requests) == 1 + 3 + 1 + 4 + 4 + 4 * 7 + 4
-    asked = [sum(map(len, map(text_of, body["messages"]))) // 4 for body in server.requests]
-    assert result.usage.prompt_tokens == sum(asked) > 0
+    assert result.usage.prompt_tokens == sum(map(tokens_of, server.requests)) > 0
 
 
 async def test_only_the_planner_reads_the_history(context: Context, server: ScriptedServer) -> None:

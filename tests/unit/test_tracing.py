@@ -19,7 +19,7 @@ from agents.context import Context
 from agents.schemas import Request
 from graphs.recommend import graph
 from tests.conftest import AS_OF
-from tests.scripted_server import ScriptedServer
+from tests.scripted_server import ScriptedServer, tokens_of
 
 
 class Sink:
@@ -114,8 +114,9 @@ async def test_each_node_and_each_call_is_a_span(
         assert metadata["agent"] in {"planner", "expert", "arbiter", "style", "explainer"}
         assert (metadata["prompt_name"], metadata["prompt_version"]) == (metadata["agent"], "v1")
         assert metadata["agent"] in call["tags"]
-        message = call["outputs"]["generations"][0][0]["message"]["kwargs"]
-        assert message["usage_metadata"]["total_tokens"] == 110
+    told = [call["outputs"]["generations"][0][0]["message"]["kwargs"]["usage_metadata"] for call in calls]
+    assert sorted(usage["input_tokens"] for usage in told) == sorted(map(tokens_of, server.requests))
+    assert all(usage["total_tokens"] == usage["input_tokens"] + 10 for usage in told)
 
 
 async def test_without_its_variables_nothing_is_sent(

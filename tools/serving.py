@@ -58,8 +58,9 @@ CPU = ServingProfile(
 CPU_COMPILED = replace(
     CPU,
     name="cpu-compiled",
-    description="the same with compilation, for runs of many minutes: ready in two",
+    description="the same with compilation and room for 22 prompts of a whole window, for runs of many minutes",
     arguments=tuple(argument for argument in CPU.arguments if argument != "--enforce-eager"),
+    environment={**CPU.environment, "VLLM_CPU_KVCACHE_SPACE": "4"},
 )
 FP8 = ServingProfile(
     "fp8",

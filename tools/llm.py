@@ -234,7 +234,6 @@ class PromptSize:
     """The model's context window in tokens, prompt and answer together."""
 
 
-NOT_FOUND = 404
 CHARACTERS_A_TOKEN = 3.0
 """A careful estimate for servers without /tokenize: English runs at about 4, codes and other scripts lower."""
 
@@ -267,7 +266,7 @@ async def check_embeds(endpoint: Endpoint) -> None:
     table = await asyncio.to_thread(open_entities, endpoint.entities)
     entity: dict[str | Any, Any] = {"type": "text", "text": "[entity: milk]", "entities": ["milk"]}
     answer = await _tokenize(endpoint, [HumanMessage([entity])], table)
-    if answer.is_client_error and answer.status_code != NOT_FOUND:  # which servers other than vLLM answer
+    if answer.is_client_error and answer.status_code != httpx.codes.NOT_FOUND:  # which servers other than vLLM answer
         raise ServerError(
             f"the model server at {endpoint.base_url} takes no input embeddings of {endpoint.entities.adaptor}: "
             f"{answer.text[:REASON_LIMIT]}; start one with `recgpt serve`, or set representation=text"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
+from agents.claims import find_claims, plain_explanation, product_words, unfounded
 from agents.context import Context, context_of
-from agents.schemas import ExplanationTask, ExplanationText, StyledTask, StyleGuideline
-from agents.state import ExplanationState, Trail
+from agents.schemas import ExplanationTask, ExplanationText, RecommendedItem, StyledTask, StyleGuideline, checked_text
+from agents.state import ExplanationState
 from agents.wording import evidence_lines, moment_text, own_text, persona_text, shelf_text
 from prompts.template import Prompt, Value
+from tools.dataset import open_dataset
 
 EXPLANATION_TOKENS = 120
 FIXED_PROMPT = "fixed"
@@ -22,26 +25,48 @@ FIXED_PROMPT = "fixed"
 
 
 async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> ExplanationState:
-    """Write the text for one item, in the style of the guideline, from evidence and signals."""
+    """Write the text for one item, in the style of the guideline, from evidence and signals.
+
+    A text with a claim that neither item, history nor signals support is rejected like any answer that does not hold.
+    """
     context = context_of(runtime)
     prompt = await read_prompt("explainer", context.explainer_prompt, context.explainer_instructions)
-    return await _explain(runtime, prompt, explainer_values(state, state.style), state, state.style)
+    products = await asyncio.to_thread(_products, context)
+
+    def check(text: str) -> None:
+        if claims := unfounded(find_claims(text, state, products)):
+            named = ", ".join(repr(claim.text) for claim in claims[:3])
+            raise ValueError(f"{named}: no fact of the item, the evidence or the signals says so")
+
+    values = explainer_values(state, state.style)
+    return await _explain(runtime, prompt, values, state, state.style, checked_text(check))
 
 
 async def record_explanation_failure(state: StyledTask, error: NodeError) -> Command[Any]:
-    """The item goes on without an explanation."""
-    return Command(update=dict(_without_text(state, error)))
+    """A plain true sentence stands in."""
+    trail = failed("explainer", state.item.item_id, error.error)
+    return Command(update={**trail, **explain_plainly(state, state.style, "no valid text")})
+
+
+def explain_plainly(task: ExplanationTask, style: StyleGuideline | None, why: str) -> ExplanationState:
+    """The item with a sentence made of the facts of the task, marked as such."""
+    text = plain_explanation(task)
+    note = f"explanation of item {task.item.item_id} is a plain sentence: {why}"
+    return {"explained": [_explained(task, style, text, "plain", frozenset())], "degraded": [note]}
 
 
 async def explain_item(state: ExplanationTask, runtime: Runtime[Context]) -> ExplanationState:
     """Write the text for one item as V1 does: by one fixed prompt for all items, without a style guideline."""
     prompt = await read_prompt("explainer", FIXED_PROMPT, None)
-    return await _explain(runtime, prompt, fact_values(state), state, None)
+    return await _explain(runtime, prompt, fact_values(state), state, None, ExplanationText)
 
 
 async def record_unexplained_item(state: ExplanationTask, error: NodeError) -> Command[Any]:
     """The item goes on without an explanation, to where the others are collected."""
-    return Command(update=dict(_without_text(state, error)), goto="collect_explanations")
+    item_id = state.item.item_id
+    note = f"no explanation for item {item_id}: no valid text"
+    update = {**failed("explainer", item_id, error.error), "degraded": [note]}
+    return Command(update=update, goto="collect_explanations")
 
 
 async def _explain(
@@ -50,26 +75,39 @@ async def _explain(
     values: Mapping[str, Value],
     task: ExplanationTask,
     style: StyleGuideline | None,
+    schema: type[ExplanationText],
 ) -> ExplanationState:
     """Ask for the text of one item."""
+    context = context_of(runtime)
     asked = await ask(
         runtime,
         prompt,
         values,
-        ExplanationText,
+        schema,
         user_id=task.user_id,
         subject=task.item.item_id,
-        temperature=context_of(runtime).explainer_temperature,
+        temperature=context.explainer_temperature,
         max_tokens=EXPLANATION_TOKENS,
     )
-    explained = task.item.model_copy(update={"style": style, "explanation": asked.answer.text})
+    products = await asyncio.to_thread(_products, context)
+    explained = _explained(task, style, asked.answer.text, "model", products)
     return {"explained": [explained], "calls": asked.calls, "rejected": asked.rejected}
 
 
-def _without_text(task: ExplanationTask, error: NodeError) -> Trail:
-    item_id = task.item.item_id
-    note = f"no explanation for item {item_id}: no valid text"
-    return {**failed("explainer", item_id, error.error), "degraded": [note]}
+def _explained(
+    task: ExplanationTask,
+    style: StyleGuideline | None,
+    text: str,
+    source: Literal["model", "plain"],
+    products: frozenset[str],
+) -> RecommendedItem:
+    claims = find_claims(text, task, products)
+    update = {"style": style, "explanation": text, "explanation_source": source, "claims": claims}
+    return task.item.model_copy(update=update)
+
+
+def _products(context: Context) -> frozenset[str]:
+    return product_words(open_dataset(context.dataset))
 
 
 def explainer_values(task: ExplanationTask, style: StyleGuideline) -> dict[str, Value]:

@@ -6,7 +6,7 @@ like derive a class with those bounds; a field that the server holds to a bound 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -88,6 +88,21 @@ class StyleGuideline(Answer):
     words: int = Field(ge=8, le=40)
 
 
+ClaimKind = Literal[
+    "product", "number", "occasion", "property", "promotion", "trend", "habit", "purchase", "novelty", "promise"
+]
+
+
+class Claim(Record):
+    """Something that an explanation says of the item, the household or the moment, and what it rests on."""
+
+    text: str = Field(description="words of the explanation")
+    kind: ClaimKind
+    support: str | None = Field(
+        description="id of the history line or signal that says it, or item, shelf, moment; None: nothing does"
+    )
+
+
 class DimensionLabel(Record):
     """One evaluator's label."""
 
@@ -122,6 +137,10 @@ class RecommendedItem(Record):
     evidence: list[str] = Field(description="ids of the history lines that it rests on")
     style: StyleGuideline | None = None
     explanation: str | None = None
+    explanation_source: Literal["model", "plain"] | None = Field(
+        None, description="plain: no text of the model held, and a true sentence made of the facts stands in"
+    )
+    claims: list[Claim] = Field([], description="what the explanation says, each with the fact that it rests on")
     verdict: Verdict | None = None
 
 
@@ -396,6 +415,17 @@ def selection_schema(pool: list[str], count: int) -> type[Selection]:
     """`count` picks from the pool."""
     pick = create_model("Pick", __base__=PickedTag, tag=(one_of(pool), ...))
     return create_model("Selection", __base__=Selection, picks=list_of(pick, count, count))
+
+
+def checked_text(check: Callable[[str], None]) -> type[ExplanationText]:
+    """An explanation whose text passes a check, which raises a ValueError; the JSON schema is that of any text."""
+
+    def passes(text: str) -> str:
+        check(text)
+        return text
+
+    validators: dict[str, Any] = {"check": field_validator("text")(passes)}
+    return create_model("ExplanationText", __base__=ExplanationText, __validators__=validators)
 
 
 def review_schema(dimensions: list[str]) -> type[Review]:

@@ -10,6 +10,7 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
+from agents.explainer import explain_plainly
 from agents.schemas import ExplanationTask, StyleGuideline
 from agents.state import ExplanationState
 from agents.wording import moment_text, persona_text, profile_text, shelf_text
@@ -36,10 +37,9 @@ async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> Expl
 
 
 async def record_style_failure(state: ExplanationTask, error: NodeError) -> Command[Any]:
-    """Without a guideline the item has no explanation."""
-    item = state.item
-    note = f"no explanation for item {item.item_id}: no valid style guideline"
-    return Command(update={**failed("style", item.item_id, error.error), "degraded": [note]})
+    """Without a guideline a plain true sentence stands in for the explanation."""
+    trail = failed("style", state.item.item_id, error.error)
+    return Command(update={**trail, **explain_plainly(state, None, "no valid style guideline")})
 
 
 def style_values(task: ExplanationTask) -> dict[str, Value]:

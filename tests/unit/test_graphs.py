@@ -278,7 +278,30 @@ async def test_a_server_that_fails_is_asked_again_then_listed(context: Context, 
     result = await recommend(context, items=1)
     assert [(f.agent, f.kind) for f in result.failures] == [("style", "server_unreachable")]
     assert len(server.prompts("style")) == 3
-    assert result.items[0].explanation is None
+    assert result.items[0].explanation_source == "plain"
+
+
+async def test_an_explanation_with_an_unfounded_claim_is_asked_again(context: Context, server: ScriptedServer) -> None:
+    invented, true = (
+        json.dumps({"text": text}) for text in ("Organic and on sale, only today.", "It fits your week well.")
+    )
+    script(server, "explainer", Reply(invented), Reply(true))
+    result = await recommend(context, items=1)
+    (rejection,) = [rejected for rejected in result.rejected if rejected.agent == "explainer"]
+    assert rejection.reason.startswith("text: 'Organic', 'only today'")
+    item = result.items[0]
+    assert (item.explanation, item.explanation_source, item.claims) == ("It fits your week well.", "model", [])
+
+
+async def test_a_plain_true_sentence_stands_in_for_claims_that_do_not_hold(
+    context: Context, server: ScriptedServer
+) -> None:
+    script(server, "explainer", Reply(json.dumps({"text": "Organic and on sale, only today."})))
+    result = await recommend(context, items=1)
+    item = result.items[0]
+    assert item.explanation_source == "plain" and item.style
+    assert item.claims and all(claim.support for claim in item.claims)
+    assert any("is a plain sentence: no valid text" in note for note in result.degraded)
 
 
 async def test_a_refused_request_is_not_repeated(context: Context, server: ScriptedServer) -> None:

@@ -68,7 +68,7 @@ async def test_what_failed_is_on_the_page(context: Context, server: ScriptedServ
     state = await graph.ainvoke(Request(user_id="h1", as_of=AS_OF), context=context)
     write_report(tmp_path / "r.html", [Recommendation.model_validate(state)])
     text = (tmp_path / "r.html").read_text()
-    for part in ("Less than asked for", "no personas", "channel habit", "no explanation", "rejected answers"):
+    for part in ("Less than asked for", "no personas", "channel habit", "made of the facts", "rejected answers"):
         assert part in text
 
 

@@ -1,0 +1,271 @@
+"""What an explanation claims, and where that is found: in the item, the history or the signals (section 6).
+
+Code decides what code can: numbers, products, occasions, properties, habits, trends, promotions. It reads words, not
+sentences: a claim in words that no list knows is the judge's business (Factuality).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from agents.schemas import Claim, ExplanationTask
+from agents.wording import moment_text, shelf_text
+from tools.dataset import Dataset
+from tools.loading import load_once
+from tools.retrieval import leaf_paths
+
+WORDS_FILE = Path(__file__).parent / "claims.yaml"
+
+UNITS = {
+    "time": ("time", "times", "x"),
+    "day": ("day", "days"),
+    "week": ("week", "weeks"),
+    "month": ("month", "months"),
+    "dollar": ("dollar", "dollars"),
+    "cent": ("cent", "cents"),
+    "%": ("%", "percent"),
+    "oz": ("oz", "ounce", "ounces"),
+    "lb": ("lb", "lbs", "pound", "pounds"),
+    "ct": ("ct", "count"),
+    "pk": ("pk", "pack", "packs"),
+    "gal": ("gal", "gallon", "gallons"),
+    "qt": ("qt", "quart", "quarts"),
+    "pt": ("pt", "pint", "pints"),
+    "l": ("l", "liter", "liters", "litre", "litres"),
+    "ml": ("ml",),
+    "g": ("g", "gram", "grams"),
+    "kg": ("kg",),
+}
+"""Units of numbers, in each of their wordings."""
+SPELLED = {
+    **{word: n for n, word in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)},
+    "eleven": 11,
+    "twelve": 12,
+    "twice": 2,
+    "thrice": 3,
+}
+"""Numbers in words; counted where a unit follows, or where the word has its own: "the two of them" claims nothing."""
+OF_TIMES = ("twice", "thrice")
+
+_UNIT_OF = {wording: unit for unit, wordings in UNITS.items() for wording in wordings}
+_NUMBER = re.compile(
+    rf"(?P<dollar>\$\s?)?(?<![\w.])(?P<number>\d+(?:[.,]\d+)?|{'|'.join(SPELLED)})(?![\d.]\d)"
+    rf"(?:[\s-]?(?P<unit>{'|'.join(map(re.escape, sorted(_UNIT_OF, key=len, reverse=True)))})(?![a-z]))?",
+    re.IGNORECASE,
+)
+_USE = re.compile(r"\b(?:for|fits|helps with|makes)\b[^.?!;:]*", re.IGNORECASE)
+"""What a thing is for is an idea and no fact of it, as long as nothing in it is said to be the household's."""
+_YOURS = re.compile(r"\byou", re.IGNORECASE)
+_WORD = re.compile(r"[a-z][a-z'’-]*")
+
+Number = tuple[float, str | None]
+"""A number and its unit, if it has a known one."""
+
+
+class ClaimWords(BaseModel):
+    """`claims.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    occasions: list[list[str]]
+    holidays: list[str]
+    properties: list[str]
+    promotions: list[str]
+    trends: list[str]
+    habits: list[str]
+    purchases: list[str]
+    novelties: list[str]
+    promises: list[str]
+    not_products: list[str]
+
+
+@lru_cache(maxsize=1)
+def load_claim_words() -> ClaimWords:
+    """Read and validate `claims.yaml`. Reads a file: call it in a thread from async code."""
+    return ClaimWords.model_validate(yaml.safe_load(WORDS_FILE.read_text(encoding="utf-8")))
+
+
+@load_once(maxsize=8)
+def product_words(dataset: Dataset) -> frozenset[str]:
+    """Words that name a product: the last words of the catalogue's leaf categories, in the singular."""
+    generic = set(load_claim_words().not_products)
+    last = (_WORD.findall(path[-1].casefold().partition(",")[0])[-1:] for path in leaf_paths(dataset))
+    return frozenset(singular(words[0]) for words in last if words) - generic
+
+
+def find_claims(text: str, task: ExplanationTask, products: frozenset[str]) -> list[Claim]:
+    """Every claim that the text makes in known words, with what supports it, in the order of the text.
+
+    Args:
+        text: the explanation.
+        task: the item, the history and the signals that it was written from.
+        products: see `product_words`.
+    """
+    facts = _Facts(task)
+    uses = [match.span() for match in _USE.finditer(text) if not _YOURS.search(match[0])]
+    found = [*_products(text, facts, products), *_numbers(text, facts), *_phrases(text, facts, task, products)]
+    return [
+        claim
+        for place, claim in sorted(found, key=lambda pair: pair[0])
+        if not (claim.kind in ("product", "property") and any(start <= place < end for start, end in uses))
+    ]
+
+
+def unfounded(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims that nothing supports."""
+    return [claim for claim in claims if claim.support is None]
+
+
+def plain_explanation(task: ExplanationTask) -> str:
+    """One true sentence from the facts of the task: what is shown where no model wrote one that holds."""
+    leaf = task.item.category[-1] if task.item.category else task.item.title
+    bought = [line for line in task.own if line.action == "purchase"]
+    if bought:
+        times = sum(line.times for line in bought)
+        return f"You bought {leaf} {'once' if times == 1 else f'{times} times'} before."
+    others = [line for line in task.evidence if line.action == "purchase"]
+    about = [signal for signal in task.signals if signal.categories]
+    if about:
+        return f"{task.item.title}: {about[0].text[0].lower()}{about[0].text[1:]}."
+    if others:
+        return f"Recommended because you bought {others[0].text}."
+    return f"{task.item.title}, from the shelf {shelf_text(task.item.category)}."
+
+
+def singular(word: str) -> str:
+    """A rough singular, the same for both sides of a comparison."""
+    for ending, kept in (("ies", "y"), ("oes", "o"), ("xes", "x"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            return word[: -len(ending)] + kept
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "'s", "’s")) and len(word) > 3 else word
+
+
+class _Facts:
+    """What a text may say, by the id that a claim is linked to: `item`, `shelf`, `h3`, `s1`, `moment`."""
+
+    def __init__(self, task: ExplanationTask) -> None:
+        lines = {line.id: line for line in [*task.own, *task.evidence]}
+        texts = {
+            "item": task.item.title,
+            "shelf": shelf_text(task.item.category),
+            **{key: f"{line.text} ({line.rhythm(task.as_of)})" for key, line in lines.items()},
+            **{signal.id: signal.text for signal in task.signals},
+            "moment": moment_text(task.as_of),
+        }
+        self._words = {key: _singular_words(text) for key, text in texts.items()}
+        self._numbers: dict[str, set[Number]] = {
+            key: {number for _, _, number in _read_numbers(text)} for key, text in texts.items()
+        }
+        for numbers in self._numbers.values():
+            weeks = {(round(value / 7), value) for value, unit in numbers if unit == "day"}
+            numbers |= {(float(week), "week") for week, days in weeks if abs(7 * week - days) <= 1}
+        if task.item.price is not None:
+            self._numbers["item"].add((task.item.price, "dollar"))
+
+    def saying(self, phrase: str) -> str | None:
+        """Id of the first fact with these words."""
+        words = _singular_words(phrase)
+        return next((key for key, text in self._words.items() if _within(words, text)), None)
+
+    def counting(self, number: Number) -> str | None:
+        """Id of the first fact with this number in its unit; a number without unit may be any."""
+        value, unit = number
+        return next(
+            (
+                key
+                for key, numbers in self._numbers.items()
+                if any(value == own and unit in (None, own_unit) for own, own_unit in numbers)
+            ),
+            None,
+        )
+
+
+def _products(text: str, facts: _Facts, products: frozenset[str]) -> Iterator[tuple[int, Claim]]:
+    for match in _WORD.finditer(text.casefold()):
+        word = singular(match[0])
+        if word in products:
+            words = text[match.start() : match.end()]
+            yield match.start(), Claim(text=words, kind="product", support=facts.saying(word))
+
+
+def _numbers(text: str, facts: _Facts) -> Iterator[tuple[int, Claim]]:
+    for start, words, number in _read_numbers(text):
+        yield start, Claim(text=words, kind="number", support=facts.counting(number))
+
+
+def _read_numbers(text: str) -> Iterator[tuple[int, str, Number]]:
+    """Each number with its place, its words, and value and unit."""
+    for match in _NUMBER.finditer(text):
+        word = match["number"].casefold()
+        unit = "dollar" if match["dollar"] else _UNIT_OF.get((match["unit"] or "").casefold())
+        if word in SPELLED:
+            unit = "time" if word in OF_TIMES else unit
+            if unit is not None:
+                yield match.start(), match[0], (float(SPELLED[word]), unit)
+        else:
+            yield match.start(), match[0].strip(), (float(word.replace(",", ".")), unit)
+
+
+def _phrases(text: str, facts: _Facts, task: ExplanationTask, products: frozenset[str]) -> Iterator[tuple[int, Claim]]:
+    """Claims by the phrases of `claims.yaml`; a fact that says a phrase itself always supports it."""
+    words = load_claim_words()
+    own = next((line.id for line in task.own if line.action == "purchase"), None)
+    kinds = {signal.kind: signal.id for signal in reversed(task.signals)}
+    said_words = _singular_words(text)
+    named = products.intersection(said_words)
+    bought = own or next(
+        (
+            line.id
+            for line in task.evidence
+            if line.action == "purchase"
+            and (
+                named.intersection(_singular_words(line.text)) or _within(_singular_words(line.leaf or ""), said_words)
+            )
+        ),
+        None,
+    )
+    supports: Mapping[str, tuple[Sequence[str], Callable[[str], str | None]]] = {
+        "occasion": (words.holidays, lambda phrase: kinds.get("holiday")),
+        "property": (words.properties, facts.saying),
+        "promotion": (words.promotions, lambda phrase: kinds.get("promotion")),
+        "trend": (words.trends, lambda phrase: kinds.get("trend")),
+        "habit": (words.habits, lambda phrase: own),
+        "purchase": (words.purchases, lambda phrase: bought),
+        "novelty": (words.novelties, lambda phrase: None if own else "item"),
+        "promise": (words.promises, lambda phrase: None),
+    }
+    for wordings in words.occasions:
+        support = next(filter(None, map(facts.saying, wordings)), None)
+        for start, said in _said(text, tuple(wordings)):
+            yield start, Claim(text=said, kind="occasion", support=support)
+    for kind, (phrases, support_of) in supports.items():
+        for start, said in _said(text, tuple(phrases)):
+            yield (
+                start,
+                Claim.model_validate({"text": said, "kind": kind, "support": support_of(said) or facts.saying(said)}),
+            )
+
+
+@lru_cache(maxsize=64)
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    longest = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest))})s?(?![\w-])", re.IGNORECASE)
+
+
+def _said(text: str, phrases: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    for match in _pattern(phrases).finditer(text.replace("’", "'")):
+        yield match.start(), match[0]
+
+
+def _within(words: Sequence[str], text: Sequence[str]) -> bool:
+    return bool(words) and f" {' '.join(words)} " in f" {' '.join(text)} "
+
+
+def _singular_words(text: str) -> list[str]:
+    return [singular(word) for word in _WORD.findall(text.casefold())]

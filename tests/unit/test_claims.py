@@ -1,0 +1,162 @@
+"""What an explanation claims, and what supports it."""
+
+from datetime import datetime
+
+import pytest
+
+from agents.claims import find_claims, plain_explanation, singular, unfounded
+from agents.schemas import ExplanationTask, RecommendedItem
+from tools.history import HistoryLine
+from tools.signals import Signal
+
+AS_OF = datetime(2017, 11, 16, 9)
+PRODUCTS = frozenset(["milk", "cheese", "bread", "yogurt", "bean", "sauce", "squash"])
+"""As `product_words` has them."""
+
+
+def line(key: str, text: str, times: int = 3, days: int = 4, action: str = "purchase") -> HistoryLine:
+    last = datetime(2017, 11, 16 - days)
+    return HistoryLine.model_validate(
+        {
+            "id": key,
+            "action": action,
+            "item_id": key,
+            "text": text,
+            "category": ["Grocery", text],
+            "times": times,
+            "first": datetime(2017, 9, 1),
+            "last": last,
+            "weight": 1.0,
+            "every_days": None,
+        }
+    )
+
+
+def about(kind: str, text: str) -> Signal:
+    return Signal(id="s3", kind=kind, text=text, categories=["Cranberry Sauce"])
+
+
+def task(**update: object) -> ExplanationTask:
+    given = ExplanationTask(
+        user_id="h1",
+        as_of=AS_OF,
+        profile=None,
+        persona=None,
+        evidence=[line("h2", "White Bread", times=9)],
+        item=RecommendedItem(
+            item_id="i",
+            title="Cranberry Sauce, 8 oz",
+            category=["Grocery", "Canned Fruit", "Cranberry Sauce"],
+            price=2.49,
+            tag=None,
+            persona=None,
+            channel="cognitive",
+            score=0.5,
+            evidence=["h2"],
+        ),
+        own=[],
+        signals=[
+            Signal(id="s1", kind="season", text="Season: late autumn, November", categories=[]),
+            Signal(id="s2", kind="holiday", text="Thanksgiving Day in 7 days", categories=[]),
+        ],
+    )
+    return given.model_copy(update=update)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Cranberry sauce goes with your white bread.", [("sauce", "item"), ("bread", "h2")]),
+        ("Thanksgiving is in 7 days.", [("Thanksgiving", "s2"), ("7 days", "s2")]),
+        ("Thanksgiving is a week... make that 1 week away.", [("Thanksgiving", "s2"), ("1 week", "s2")]),
+        ("A fall classic in the 8 oz size.", [("fall", "s1"), ("8 oz", "item")]),
+        ("Only $2.49 for it.", [("$2.49", "item")]),
+        ("You bought bread nine times.", [("You bought", "h2"), ("bread", "h2"), ("nine times", "h2")]),
+    ],
+)
+def test_what_the_facts_say_is_supported(text: str, expected: list[tuple[str, str]]) -> None:
+    assert [(claim.text, claim.support) for claim in find_claims(text, task(), PRODUCTS)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "claim"),
+    [
+        ("Perfect with the cheese in your fridge.", "cheese"),
+        ("Christmas is around the corner.", "Christmas"),
+        ("A summer treat.", "summer"),
+        ("Thanksgiving is in 3 days.", "3 days"),
+        ("In the handy 16 oz size.", "16 oz"),
+        ("Only $1.99 today.", "$1.99"),
+        ("An organic choice.", "organic"),
+        ("It is on sale.", "on sale"),
+        ("Everybody picks it.", "Everybody"),
+        ("Time for it again.", "again"),
+        ("You bought this 12 times.", "12 times"),
+        ("It cures a cold.", "cures"),
+        ("One bite prevents a bad day, guaranteed.", "guaranteed"),
+        ("Your bread is waiting, twice over.", "twice"),
+    ],
+)
+def test_what_no_fact_says_is_not(text: str, claim: str) -> None:
+    assert claim in [found.text for found in unfounded(find_claims(text, task(), PRODUCTS))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Good for healthy side dishes and cheese boards.",  # what it is for is an idea
+        "The two of them will like it.",
+        "A self-rising smile.",
+        "Give it a try.",
+    ],
+)
+def test_what_claims_nothing_is_let_be(text: str) -> None:
+    assert find_claims(text, task(), PRODUCTS) == []
+
+
+def test_what_is_for_the_households_own_thing_is_a_claim() -> None:
+    assert unfounded(find_claims("Good for your cheese boards.", task(), PRODUCTS))
+
+
+def test_habit_and_novelty_follow_the_history() -> None:
+    known = task(own=[line("h1", "Cranberry Sauce", times=4)])
+    assert not unfounded(find_claims("Time for it again, after 4 times.", known, PRODUCTS))
+    assert unfounded(find_claims("Something new this week.", known, PRODUCTS))
+    assert not unfounded(find_claims("Something new this week.", task(), PRODUCTS))
+    looked_at = task(own=[line("h1", "Cranberry Sauce", action="click")])
+    assert unfounded(find_claims("Time for it again.", looked_at, PRODUCTS))
+
+
+def test_signals_of_the_item_carry_trends_and_promotions() -> None:
+    told = task(signals=[about("trend", "Rising this week: Cranberry Sauce (3.2x the weeks before)")])
+    text = "Everybody picks it: 3.2 times the weeks before."
+    assert [claim.support for claim in find_claims(text, told, PRODUCTS)] == ["s3", "s3"]
+    assert unfounded(find_claims("It is on sale.", told, PRODUCTS))
+
+
+@pytest.mark.parametrize(
+    ("update", "sentence"),
+    [
+        ({"own": [line("h1", "Cranberry Sauce", times=4)]}, "You bought Cranberry Sauce 4 times before."),
+        ({"own": [line("h1", "Cranberry Sauce", times=1)]}, "You bought Cranberry Sauce once before."),
+        ({}, "Recommended because you bought White Bread."),
+        ({"evidence": []}, "Cranberry Sauce, 8 oz, from the shelf Grocery > Canned Fruit > Cranberry Sauce."),
+        (
+            {"signals": [about("promotion", "In the mailer: Cranberry Sauce")]},
+            "Cranberry Sauce, 8 oz: in the mailer: Cranberry Sauce.",
+        ),
+    ],
+)
+def test_a_plain_explanation_holds_by_the_same_check(update: dict[str, object], sentence: str) -> None:
+    given = task(**update)
+    assert plain_explanation(given) == sentence
+    assert unfounded(find_claims(sentence, given, PRODUCTS)) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("berries", "berry"), ("tomatoes", "tomato"), ("boxes", "box"), ("dishes", "dish"), ("beans", "bean"),
+     ("glass", "glass"), ("mother's", "mother's"), ("gas", "gas")],
+)  # fmt: skip
+def test_singular(word: str, expected: str) -> None:
+    assert singular(word) == expected

@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 
 from agents.context import Context
-from agents.schemas import AgentUsage, CallRecord, ExplanationTask, Fact, JudgeTask, RecommendedItem, Request, Usage
+from agents.judging import explanation_judge_task
+from agents.schemas import AgentUsage, CallRecord, ExplanationTask, JudgeTask, RecommendedItem, Request, Usage
 from agents.state import RecommendState
-from agents.wording import moment_text, own_lines, own_text, profile_text, shelf_text
+from agents.wording import own_lines
 from tools.signals import bearing_on
 
 
@@ -74,27 +75,5 @@ def explanation_task(state: RecommendState, item: RecommendedItem) -> Explanatio
 
 def judge_tasks(state: RecommendState, context: Context) -> list[JudgeTask]:
     """One a text, if the context asks for verdicts."""
-    return [_judge_task(state, item) for item in state["items"] if item.explanation] if context.judge else []
-
-
-def _judge_task(state: RecommendState, item: RecommendedItem) -> JudgeTask:
-    """The explanation of one item with every fact that a rubric may ask for."""
-    task = explanation_task(state, item)
-    facts = [
-        Fact(name="moment", text=moment_text(task.as_of)),
-        Fact(name="profile", text=profile_text(task.profile)),
-        Fact(name="item", text=item.title),
-        Fact(name="shelf", text=shelf_text(item.category)),
-        Fact(name="history", text=f"the item itself: {own_text(task.own, task.as_of)}"),
-        *(Fact(name="signals", text=signal.text) for signal in task.signals),
-    ]
-    if task.persona:
-        facts.append(Fact(name="persona", text=f"{task.persona.name}: {task.persona.intent}"))
-    facts += [Fact(name="history", text=f"{line.text} ({line.rhythm(task.as_of)})") for line in task.evidence]
-    return JudgeTask(
-        user_id=task.user_id,
-        kind="explanations",
-        subject_id=item.item_id,
-        subject=item.explanation or "",
-        facts=facts,
-    )
+    explained = [(item, item.explanation) for item in state["items"] if item.explanation] if context.judge else []
+    return [explanation_judge_task(explanation_task(state, item), text) for item, text in explained]

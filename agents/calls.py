@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -19,7 +19,7 @@ from agents.schemas import Answer, CallRecord, Failure, Rejection
 from agents.state import Trail
 from prompts.template import Prompt, Value, clean, load_prompt
 from tools.errors import RecGPTError, ServerError, ServerUnreachableError
-from tools.llm import complete
+from tools.llm import Token, complete
 
 T = TypeVar("T", bound=Answer)
 
@@ -48,6 +48,8 @@ class Asked(Generic[T]):
     answer: T
     calls: list[CallRecord]
     rejected: list[Rejection] = field(default_factory=list)
+    tokens: Sequence[Token] = ()
+    """With log-probabilities, where they were asked for."""
 
 
 async def read_prompt(agent: str, version: str, instructions: str | None) -> Prompt:
@@ -66,6 +68,7 @@ async def ask(
     subject: str,
     temperature: float,
     max_tokens: int,
+    logprobs: bool = False,
 ) -> Asked[T]:
     """Ask a model until its answer is valid, `context.attempts` times at most.
 
@@ -82,6 +85,7 @@ async def ask(
         subject: what the call is about (a persona, an item, a dimension), for trail and logs.
         temperature: of sampling.
         max_tokens: bound of the answer.
+        logprobs: whether the answer's log-probabilities are wanted.
 
     Raises:
         InvalidAnswerError: no attempt was valid.
@@ -118,6 +122,7 @@ async def ask(
                 "subject": subject,
                 "attempt": attempt,
             },
+            logprobs=logprobs,
         )
         answer, reason = _validate(schema, completion.text, completion.cut_off)
         record = CallRecord(
@@ -137,7 +142,7 @@ async def ask(
             **record.model_dump(include={"attempt", "valid", "prompt_tokens", "completion_tokens", "seconds"}),
         )
         if answer is not None:
-            return Asked(answer, calls, rejected)
+            return Asked(answer, calls, rejected, completion.tokens)
         rejected.append(
             Rejection(
                 agent=prompt.agent, subject=subject, attempt=attempt, reason=reason, answer=clean(completion.text)

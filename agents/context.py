@@ -137,6 +137,11 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("retrieve_items", "retrieve_tagged_items"),
     )
     judge: bool = Field(False, description="grade each explanation")
+    reverse_judge: bool = Field(
+        False,
+        description="the judge reads labels and facts in the opposite order: what it says should not hang on that",
+        json_schema_extra=_for_nodes("evaluate_dimension", "judge_at_once"),
+    )
     judge_threshold: float = Field(
         0.5, gt=0, le=1, description="tau: share of positive dimensions from which a grade is Superior"
     )
@@ -198,7 +203,9 @@ class Context(BaseSettings):
     evaluator_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("evaluate_dimension", langgraph_type="prompt")
     )
-    reviewer_model: str | None = Field(None, json_schema_extra=_for_nodes("review_verdict", "judge_at_once"))
+    reviewer_model: str | None = Field(
+        None, json_schema_extra=_for_nodes("question_labels", "review_verdict", "judge_at_once")
+    )
     reviewer_prompt: str = Field("v1", json_schema_extra=_for_nodes("review_verdict"))
     reviewer_temperature: float = Field(
         0.0, ge=0, le=2, json_schema_extra=_for_nodes("review_verdict", "judge_at_once")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
@@ -11,45 +14,122 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.schemas import DimensionLabel, EvaluationTask, EvaluatorAnswer, JudgeTask
+from agents.judging import fact_lines, quotes, subject_lines
+from agents.schemas import DimensionLabel, EvaluationTask, JudgeTask, evaluation_schema
 from agents.state import JudgeState
-from prompts.rubric import load_rubrics
+from prompts.rubric import Label, load_rubrics
+from prompts.template import Value
+from tools.llm import Token
 
-EVALUATOR_TOKENS = 90
+EVALUATOR_TOKENS = 40
+LABELS: tuple[Label, ...] = get_args(Label)
+
+_LABEL_KEY = re.compile(r'"label"\s*:\s*"')
 
 
 async def select_rubrics(state: JudgeTask) -> JudgeState:
     """The dimensions that this kind of text is judged in: one rubric file each."""
-    return {"rubrics": await asyncio.to_thread(load_rubrics, state.kind), "facts": state.facts}
+    rubrics = await asyncio.to_thread(load_rubrics, state.kind)
+    return {"rubrics": rubrics, "facts": state.facts, "claims": state.claims}
 
 
 async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
-    """Label one dimension negative, neutral or positive, with the words that decided."""
+    """Label one dimension negative, neutral or positive, with the line that decided and the label's probability."""
     context = context_of(runtime)
     prompt = await read_prompt("evaluator", context.evaluator_prompt, context.evaluator_instructions)
-    rubric = state.rubric
+    lines = quotes(state.facts, state.subject)
     asked = await ask(
         runtime,
         prompt,
-        {
-            "dimension": rubric.dimension,
-            "definition": rubric.definition,
-            **rubric.scale.model_dump(),
-            "examples": [example.model_dump() for example in rubric.examples],
-            "facts": [fact.model_dump() for fact in state.facts],
-            "subject": state.subject,
-        },
-        EvaluatorAnswer,
+        evaluator_values(state, context.reverse_judge),
+        evaluation_schema(list(lines)),
         user_id=state.user_id,
-        subject=f"{state.subject_id}/{rubric.dimension}",
+        subject=f"{state.subject_id}/{state.rubric.dimension}",
         temperature=context.evaluator_temperature,
         max_tokens=EVALUATOR_TOKENS,
+        logprobs=True,
     )
-    label = DimensionLabel(dimension=rubric.dimension, label=asked.answer.label, evidence=asked.answer.evidence)
+    label = DimensionLabel(
+        dimension=state.rubric.dimension,
+        label=asked.answer.label,
+        evidence=lines[asked.answer.evidence],
+        probability=label_probability(asked.tokens),
+    )
     return {"labels": [label], "calls": asked.calls, "rejected": asked.rejected}
 
 
 async def record_evaluator_failure(state: EvaluationTask, error: NodeError) -> Command[Any]:
     """A dimension without a valid label never becomes a score: the reviewer gives no grade then."""
     trail = failed("evaluator", f"{state.subject_id}/{state.rubric.dimension}", error.error)
-    return Command(update=dict(trail), goto="review_verdict")
+    return Command(update=dict(trail), goto="question_labels")
+
+
+async def reconsider_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
+    """Judge a dimension again that the reviewer sent back; the new label counts."""
+    return await evaluate_dimension(state, runtime)
+
+
+async def keep_label(state: EvaluationTask, error: NodeError) -> Command[Any]:
+    """Without a second answer the first label stands."""
+    note = f"{state.subject_id}: {state.rubric.dimension} was sent back, and had no valid second label"
+    trail = failed("evaluator", f"{state.subject_id}/{state.rubric.dimension}", error.error)
+    return Command(update={**trail, "failures": [], "degraded": [note]}, goto="review_verdict")
+
+
+def evaluator_values(task: EvaluationTask, reverse: bool) -> dict[str, Value]:
+    """The fields of the evaluator's prompt.
+
+    Args:
+        task: dimension, facts and text.
+        reverse: labels and facts in the opposite order, each with the id that it has anyway.
+    """
+    rubric = task.rubric
+    order = -1 if reverse else 1
+    doubts = [task.doubt.against.model_dump()] if task.doubt else []
+    return {
+        "dimension": rubric.dimension,
+        "definition": rubric.definition,
+        "scale": [{"label": label, "meaning": meaning} for label, meaning in rubric.scale.model_dump().items()][
+            ::order
+        ],
+        "examples": [example.model_dump() for example in rubric.examples],
+        "facts": fact_lines(task.facts)[::order],
+        "subject": subject_lines(task.subject),
+        "doubts": doubts,
+    }
+
+
+def label_probability(tokens: Sequence[Token]) -> float | None:
+    """Probability of the label in an answer, among the three labels.
+
+    The server tells log-probabilities before its schema forbids anything: at each token of the label they are
+    normalised over those that go on to some label.
+
+    Args:
+        tokens: of the answer, each with the likeliest ones in its place.
+
+    Returns:
+        None where the server told nothing.
+    """
+    text = "".join(token.text for token in tokens)
+    key = _LABEL_KEY.search(text)
+    label = next((label for label in LABELS if key and text.startswith(f'{label}"', key.end())), None)
+    if not key or not label:
+        return None
+    possible = [f'{text[: key.end()]}{name}"' for name in LABELS]
+    probability, place = 1.0, 0
+    for token in tokens:
+        end = place + len(token.text)
+        if key.end() < end and place < key.end() + len(label):
+            going_on = [
+                math.exp(logprob)
+                for other, logprob in {**token.top, token.text: token.logprob}.items()
+                if other and any(_agree(text[:place] + other, whole) for whole in possible)
+            ]
+            probability *= math.exp(token.logprob) / sum(going_on)
+        place = end
+    return probability
+
+
+def _agree(text: str, whole: str) -> bool:
+    return whole.startswith(text) or text.startswith(whole)

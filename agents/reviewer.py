@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from langgraph.errors import NodeError
@@ -11,24 +11,92 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
-from agents.schemas import DimensionLabel, Grade, ReviewTask, Verdict, review_schema
+from agents.judging import fact_lines, subject_lines
+from agents.schemas import DimensionLabel, Doubt, Grade, ReviewTask, Verdict, question_schema, review_schema
 from agents.state import JudgedSubject, JudgeState
+from prompts.rubric import Rubric
 
 REVIEW_TOKENS = 140
+QUESTION_TOKENS = 20
+QUESTION_PROMPT = "question"
 
 
-def grade_labels(labels: Sequence[DimensionLabel], threshold: float) -> Grade:
+def grade_labels(labels: Sequence[DimensionLabel], threshold: float, checks: Collection[str] = ()) -> Grade:
     """Two stages: any negative is Bad; else a share of positives of at least `threshold` is Superior, less is Average.
 
+    Args:
+        labels: one a dimension.
+        threshold: tau.
+        checks: dimensions that code decides: they find faults and never excellence, and are not in the share.
+
     Raises:
-        ValueError: there is no label.
+        ValueError: there is no label, or none that could be positive.
     """
-    if not labels:
+    judged = [label.label for label in labels if label.dimension not in checks]
+    if not judged:
         raise ValueError("no labels to grade")
     if any(label.label == "negative" for label in labels):
         return "Bad"
-    positive = sum(label.label == "positive" for label in labels)
-    return "Superior" if positive / len(labels) >= threshold else "Average"
+    return "Superior" if judged.count("positive") / len(judged) >= threshold else "Average"
+
+
+def contradictions(
+    labels: Sequence[DimensionLabel], rubrics: Sequence[Rubric]
+) -> list[tuple[DimensionLabel, DimensionLabel]]:
+    """Pairs of a negative and a positive label of which, by the negative's rubric, only one can hold."""
+    by_dimension = {label.dimension: label for label in labels}
+    return [
+        (negative, positive)
+        for rubric in rubrics
+        for excluded in rubric.excludes
+        if (negative := by_dimension.get(rubric.dimension)) and negative.label == "negative"
+        if (positive := by_dimension.get(excluded)) and positive.label == "positive"
+    ]
+
+
+async def question_labels(state: ReviewTask, runtime: Runtime[Context]) -> JudgeState:
+    """Where labels exclude each other, have the agent name the dimension that is judged again, once.
+
+    What code decided is not judged again.
+    """
+    pairs = contradictions(state.labels, state.rubrics)
+    if not pairs or state.failures:
+        return {"doubt": None}
+    checks = {rubric.dimension for rubric in state.rubrics if rubric.check}
+    others = {label.dimension: other for pair in pairs for label, other in (pair, pair[::-1])}
+    context = context_of(runtime)
+    asked = await ask(
+        runtime,
+        await read_prompt("reviewer", QUESTION_PROMPT, None),
+        {
+            "contradictions": [
+                {
+                    "negative": negative.dimension,
+                    "evidence": negative.evidence,
+                    "positive": positive.dimension,
+                    "other": positive.evidence,
+                }
+                for negative, positive in pairs
+            ],
+            "facts": fact_lines(state.facts),
+            "subject": subject_lines(state.subject),
+        },
+        question_schema(sorted(others.keys() - checks)),
+        user_id=state.user_id,
+        subject=state.subject_id,
+        temperature=context.reviewer_temperature,
+        max_tokens=QUESTION_TOKENS,
+    )
+    name = asked.answer.send_back
+    doubt = Doubt(sent_back=name, against=others[name]) if name in others else None
+    return {"doubt": doubt, "calls": asked.calls, "rejected": asked.rejected}
+
+
+async def leave_labels(state: ReviewTask, error: NodeError) -> Command[Any]:
+    """Without a valid question nothing is sent back, and the labels stand."""
+    note = f"{state.subject_id}: labels exclude each other, and the reviewer named none to judge again"
+    trail = failed("reviewer", state.subject_id, error.error)
+    return Command(update={**trail, "failures": [], "degraded": [note]}, goto="review_verdict")
 
 
 async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeState:
@@ -39,8 +107,10 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
     if state.failures:
         return {"degraded": [f"no verdict on {state.subject_id}: a dimension has no valid label"]}
     context = context_of(runtime)
-    labels = sorted(state.labels, key=lambda label: label.dimension)
-    grade = grade_labels(labels, context.judge_threshold)
+    last = {label.dimension: label for label in state.labels}
+    labels = [last[dimension] for dimension in sorted(last)]
+    checks = [rubric.dimension for rubric in state.rubrics if rubric.check]
+    grade = grade_labels(labels, context.judge_threshold, checks)
     prompt = await read_prompt("reviewer", context.reviewer_prompt, context.reviewer_instructions)
     asked = await ask(
         runtime,
@@ -48,8 +118,8 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
         {
             "grade": grade,
             "labels": [label.model_dump() for label in labels],
-            "facts": [fact.model_dump() for fact in state.facts],
-            "subject": state.subject,
+            "facts": fact_lines(state.facts),
+            "subject": subject_lines(state.subject),
         },
         review_schema([label.dimension for label in labels]),
         user_id=state.user_id,
@@ -57,7 +127,13 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
         temperature=context.reviewer_temperature,
         max_tokens=REVIEW_TOKENS,
     )
-    verdict = Verdict(grade=grade, decisive=asked.answer.decisive, rationale=asked.answer.rationale, labels=labels)
+    verdict = Verdict(
+        grade=grade,
+        decisive=asked.answer.decisive,
+        rationale=asked.answer.rationale,
+        labels=labels,
+        sent_back=state.doubt.sent_back if state.doubt else None,
+    )
     return {
         "judged": [JudgedSubject(subject_id=state.subject_id, verdict=verdict)],
         "calls": asked.calls,

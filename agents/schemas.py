@@ -108,7 +108,18 @@ class DimensionLabel(Record):
 
     dimension: str
     label: Label
-    evidence: str
+    evidence: str = Field(description="words of the input that decided")
+    probability: float | None = Field(
+        description="of the label among the three, by the server's log-probabilities; None where code decided, or the "
+        "server tells none"
+    )
+
+
+class Doubt(Record):
+    """Why the reviewer sends a dimension back: a label that its own excludes."""
+
+    sent_back: str = Field(description="the dimension that is to be judged again")
+    against: DimensionLabel
 
 
 class Verdict(Record):
@@ -118,6 +129,7 @@ class Verdict(Record):
     decisive: str | None = Field(description="the dimension that decided; None of the one-shot judge, which names none")
     rationale: str
     labels: list[DimensionLabel]
+    sent_back: str | None = Field(None, description="the dimension that the reviewer had judged again")
 
 
 class RecommendedItem(Record):
@@ -197,21 +209,25 @@ class JudgeTask(Record):
     user_id: str
     kind: Subject
     subject_id: str = Field(description="the item id or tag that the verdict is about")
-    subject: str = Field(min_length=1, description="the text to judge")
+    subject: str = Field(description="the text to judge; an empty one is a fault and no error")
     facts: list[Fact]
+    claims: list[Claim] = Field([], description="of an explanation what code read in it, see `agents.claims`")
 
 
 class ReviewTask(JudgeTask):
     """What the reviewer gets: the task, the evaluators' labels, and which of them failed."""
 
-    labels: list[DimensionLabel] = []
+    rubrics: list[Rubric]
+    labels: list[DimensionLabel] = Field([], description="where a dimension was judged twice, the last one counts")
     failures: list[Failure] = []
+    doubt: Doubt | None = None
 
 
 class EvaluationTask(JudgeTask):
     """What one evaluator gets: one dimension, and the facts that its rubric lets it see."""
 
     rubric: Rubric
+    doubt: Doubt | None = None
 
 
 # ---- what a run leaves behind ---------------------------------------------------------------------------------
@@ -364,10 +380,10 @@ class ExplanationText(Answer):
 
 
 class EvaluatorAnswer(Answer):
-    """One evaluator's answer."""
+    """One evaluator's answer: the id of the line that decides, then the label."""
 
+    evidence: str
     label: Label
-    evidence: str = Field(min_length=1, max_length=120)
 
 
 class OneShotGrade(Answer):
@@ -375,6 +391,12 @@ class OneShotGrade(Answer):
 
     grade: Grade
     rationale: str = Field(min_length=3, max_length=300)
+
+
+class Question(Answer):
+    """The reviewer's answer where labels exclude each other."""
+
+    send_back: str
 
 
 class Review(Answer):
@@ -426,6 +448,16 @@ def checked_text(check: Callable[[str], None]) -> type[ExplanationText]:
 
     validators: dict[str, Any] = {"check": field_validator("text")(passes)}
     return create_model("ExplanationText", __base__=ExplanationText, __validators__=validators)
+
+
+def evaluation_schema(ids: list[str]) -> type[EvaluatorAnswer]:
+    """A label whose evidence is one of the lines."""
+    return create_model("Evaluation", __base__=EvaluatorAnswer, evidence=(one_of(ids), ...))
+
+
+def question_schema(dimensions: list[str]) -> type[Question]:
+    """A question about one of the dimensions, or about none."""
+    return create_model("Question", __base__=Question, send_back=(one_of([*dimensions, "none"]), ...))
 
 
 def review_schema(dimensions: list[str]) -> type[Review]:

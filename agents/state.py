@@ -10,7 +10,9 @@ from typing_extensions import TypedDict
 
 from agents.schemas import (
     CallRecord,
+    Claim,
     DimensionLabel,
+    Doubt,
     Fact,
     Failure,
     Household,
@@ -92,8 +94,10 @@ class JudgeState(Judged, total=False):
     subject_id: str
     subject: str
     facts: list[Fact]
+    claims: list[Claim]
     rubrics: list[Rubric]
     labels: Annotated[list[DimensionLabel], add]
+    doubt: Doubt | None
 
 
 class RecommendState(IntentState, Explained, Judged, total=False):

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from agents.calls import RETRY_UNREACHABLE
+from agents.checks import check_dimension
 from agents.context import Context
-from agents.evaluator import evaluate_dimension, record_evaluator_failure, select_rubrics
-from agents.reviewer import record_reviewer_failure, review_verdict
+from agents.evaluator import (
+    evaluate_dimension,
+    keep_label,
+    reconsider_dimension,
+    record_evaluator_failure,
+    select_rubrics,
+)
+from agents.reviewer import leave_labels, question_labels, record_reviewer_failure, review_verdict
 from agents.schemas import EvaluationTask, JudgeTask
 from agents.state import Judged, JudgeState
+from prompts.rubric import Rubric
 
 
 def dispatch_evaluators(state: JudgeState) -> list[Send]:
-    """One evaluator a rubric; each sees the facts that its rubric names."""
+    """One evaluator a rubric, a model or code; each sees the facts that its rubric names."""
     return [
-        Send(
-            "evaluate_dimension",
-            EvaluationTask(
-                user_id=state["user_id"],
-                kind=state["kind"],
-                subject_id=state["subject_id"],
-                subject=state["subject"],
-                facts=[fact for fact in state["facts"] if fact.name in rubric.facts],
-                rubric=rubric,
-            ),
-        )
+        Send("check_dimension" if rubric.check else "evaluate_dimension", _evaluation_task(state, rubric))
         for rubric in state["rubrics"]
     ]
+
+
+def dispatch_reconsideration(state: JudgeState) -> list[Send] | Literal["review_verdict"]:
+    """The dimension that the reviewer sends back, if it does."""
+    doubt = state["doubt"]
+    again = [rubric for rubric in state["rubrics"] if doubt and rubric.dimension == doubt.sent_back]
+    return [Send("reconsider_dimension", _evaluation_task(state, rubric)) for rubric in again] or "review_verdict"
+
+
+def _evaluation_task(state: JudgeState, rubric: Rubric) -> EvaluationTask:
+    return EvaluationTask(
+        user_id=state["user_id"],
+        kind=state["kind"],
+        subject_id=state["subject_id"],
+        subject=state["subject"],
+        facts=[fact for fact in state["facts"] if fact.name in rubric.facts],
+        claims=state["claims"],
+        rubric=rubric,
+        doubt=state.get("doubt"),
+    )
 
 
 def build_judge_graph() -> StateGraph[JudgeState, Context, JudgeTask, Any]:
     """The uncompiled graph, for callers with a checkpointer, store or cache of their own."""
     graph = StateGraph(JudgeState, context_schema=Context, input_schema=JudgeTask, output_schema=Judged)
     graph.add_node(select_rubrics)
+    graph.add_node(check_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=record_evaluator_failure)
     graph.add_node(evaluate_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=record_evaluator_failure)
+    graph.add_node(question_labels, retry_policy=RETRY_UNREACHABLE, error_handler=leave_labels)
+    graph.add_node(reconsider_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=keep_label)
     graph.add_node(review_verdict, retry_policy=RETRY_UNREACHABLE, error_handler=record_reviewer_failure)
     graph.add_edge(START, "select_rubrics")
-    graph.add_conditional_edges("select_rubrics", dispatch_evaluators, ["evaluate_dimension"])
-    graph.add_edge("evaluate_dimension", "review_verdict")
+    graph.add_conditional_edges("select_rubrics", dispatch_evaluators, ["check_dimension", "evaluate_dimension"])
+    graph.add_edge("check_dimension", "question_labels")
+    graph.add_edge("evaluate_dimension", "question_labels")
+    graph.add_conditional_edges("question_labels", dispatch_reconsideration, ["reconsider_dimension", "review_verdict"])
+    graph.add_edge("reconsider_dimension", "review_verdict")
     graph.add_edge("review_verdict", END)
     return graph
 

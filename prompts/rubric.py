@@ -12,6 +12,8 @@ from prompts.template import DIRECTORY, PromptError
 
 Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
+Check = Literal["length", "language", "grounding", "catalogue"]
+"""What code decides, see `agents.checks`."""
 
 
 class Scale(BaseModel):
@@ -46,13 +48,19 @@ class Rubric(BaseModel):
     facts: list[Literal["moment", "profile", "persona", "history", "signals", "item", "shelf"]] = Field(
         min_length=1, description="what the evaluator sees beside the text"
     )
+    check: Check | None = Field(
+        None, description="code decides, and no model is asked; it finds faults, never excellence"
+    )
+    excludes: list[str] = Field(
+        [], description="dimensions that can't be positive where this one is negative: a contradiction for the reviewer"
+    )
 
 
 def load_rubrics(subject: Subject, directory: Path = DIRECTORY / "rubrics") -> list[Rubric]:
     """All rubrics of a subject, by file name. Reads files: call it in a thread from async code.
 
     Raises:
-        PromptError: there is none, one is faulty, or two name the same dimension.
+        PromptError: there is none, one is faulty, two name the same dimension, or one excludes what is none.
     """
     paths = sorted((directory / subject).glob("*.yaml"))
     if not paths:
@@ -66,4 +74,6 @@ def load_rubrics(subject: Subject, directory: Path = DIRECTORY / "rubrics") -> l
     names = [rubric.dimension for rubric in rubrics]
     if len(set(names)) < len(names):
         raise PromptError(f"{directory / subject}: two rubric files name the same dimension: {sorted(names)}")
+    if unknown := sorted({name for rubric in rubrics for name in rubric.excludes} - set(names)):
+        raise PromptError(f"{directory / subject}: a rubric excludes {', '.join(unknown)}, which no rubric file names")
     return rubrics

@@ -209,10 +209,12 @@ def _explainer(prompt: str) -> object:
 
 
 def _evaluator(prompt: str) -> object:
-    return {"label": "positive", "evidence": "fits your week"}
+    return {"evidence": "t1", "label": "positive"}
 
 
 def _reviewer(prompt: str) -> object:
+    if "Contradictions:" in prompt:
+        return {"send_back": "none"}
     dimension = re.search(r"^- (\w+): (?:positive|neutral|negative)", prompt, re.M)[1]  # type: ignore[index]
     return {"decisive": dimension, "rationale": "All dimensions speak for the text."}
 

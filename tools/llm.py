@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -31,6 +31,8 @@ from tools.entities import EntitySource, EntityTable, open_entities
 from tools.errors import ServerError, ServerUnreachableError
 from tools.models import weights_name
 
+TOP_LOGPROBS = 20
+"""What vLLM tells at most of each place."""
 REASON_LIMIT = 300
 """Characters of a server's refusal that are passed on: it may repeat a prompt of a megabyte."""
 
@@ -50,6 +52,15 @@ class Endpoint:
     """What parts of entities are replaced with; None where prompts have none."""
 
 
+class Token(NamedTuple):
+    """One token of an answer."""
+
+    text: str
+    logprob: float
+    top: Mapping[str, float]
+    """Log-probabilities of the likeliest tokens in its place, before a schema forbids any."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """One answer and what it cost."""
@@ -60,6 +71,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    tokens: Sequence[Token] = ()
+    """Where log-probabilities were asked for, and the server tells them."""
 
 
 async def complete(
@@ -72,6 +85,7 @@ async def complete(
     seed: int | None,
     run_name: str,
     metadata: Mapping[str, Any],
+    logprobs: bool = False,
 ) -> Completion:
     """Ask for an answer that fits a JSON schema, or read it from `endpoint.answers` if it was asked before.
 
@@ -86,6 +100,7 @@ async def complete(
         seed: of sampling, None to leave it to the server.
         run_name: name of the trace span.
         metadata: put on the trace span.
+        logprobs: whether log-probabilities are wanted.
 
     Raises:
         ServerUnreachableError: no answer, a time-out or a failure of the server.
@@ -93,10 +108,11 @@ async def complete(
     """
     table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
     store = await asyncio.to_thread(open_answers, endpoint.answers) if endpoint.answers else None
-    sampling = (temperature, max_tokens, seed)
+    sampling = (temperature, max_tokens, seed, *["logprobs"] * logprobs)
     key = await asyncio.to_thread(_key, endpoint.model, table, messages, schema, sampling) if store else ""
     if store and (kept := await asyncio.to_thread(store.get, key)):
-        return Completion(**json.loads(kept))
+        found = json.loads(kept)
+        return Completion(**found | {"tokens": [Token(*token) for token in found.get("tokens", ())]})
     model = HybridChat(
         model=endpoint.model,
         base_url=endpoint.base_url,
@@ -107,6 +123,8 @@ async def complete(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
+        logprobs=logprobs or None,
+        top_logprobs=TOP_LOGPROBS if logprobs else None,
         # In extra_body the client sends it as it is; as response_format it would parse the answer itself and raise
         # on one that was cut off, losing what it cost.
         extra_body={
@@ -141,10 +159,18 @@ async def complete(
         prompt_tokens=usage["input_tokens"],
         completion_tokens=usage["output_tokens"],
         seconds=time.perf_counter() - started,
+        tokens=_tokens(message.response_metadata.get("logprobs")),
     )
     if store:
         await asyncio.to_thread(store.put, key, json.dumps(asdict(completion)))
     return completion
+
+
+def _tokens(logprobs: Mapping[str, Any] | None) -> list[Token]:
+    return [
+        Token(entry["token"], entry["logprob"], {other["token"]: other["logprob"] for other in entry["top_logprobs"]})
+        for entry in (logprobs or {}).get("content") or []
+    ]
 
 
 def _key(
@@ -152,7 +178,7 @@ def _key(
     table: EntityTable | None,
     messages: Sequence[BaseMessage],
     schema: Mapping[str, Any],
-    sampling: tuple[float, int, int | None],
+    sampling: tuple[float | int | str | None, ...],
 ) -> str:
     """Of all that an answer depends on; not of the server's address nor of what is only for traces."""
     content = [weights_name(model), convert_to_openai_messages(list(messages)), schema, sampling]

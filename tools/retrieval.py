@@ -63,6 +63,14 @@ class CatalogIndex:
         scores, rows = self._leaf_index.search(self.embedder.embed(texts), 1)
         return [LeafMatch(self.leaves[row], float(score)) for (score,), (row,) in zip(scores, rows, strict=True)]
 
+    def rank_leaves(self, texts: Sequence[str]) -> list[list[LeafMatch]]:
+        """All leaf categories for each text, the nearest first. Blocks."""
+        scores, rows = self._leaf_index.search(self.embedder.embed(texts), len(self.leaves))
+        return [
+            [LeafMatch(self.leaves[row], float(score)) for score, row in zip(*line, strict=True)]
+            for line in zip(scores, rows, strict=True)
+        ]
+
     def search_items(self, texts: Sequence[str], per_text: int, as_of: datetime) -> list[list[ItemMatch]]:
         """The `per_text` nearest titles of each text, an item each, best first. Blocks."""
         best = best_sellers(self.dataset, datetime.combine(as_of.date(), datetime.min.time()))

@@ -1,11 +1,12 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompts.rubric import load_rubrics
+from prompts.rubric import Subject, load_rubrics
 from prompts.template import DIRECTORY, VALUE_LIMIT, Prompt, PromptError, clean, load_prompt
 
 AGENTS = ["planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer", "repair", "route", "one_shot"]
@@ -109,9 +110,18 @@ def test_no_value_can_end_a_line_or_hold_a_chat_token(text: str) -> None:
     assert clean(tidy) == tidy
 
 
+def model_judged(kind: Subject) -> list[str]:
+    return [rubric.dimension for rubric in load_rubrics(kind) if not rubric.check]
+
+
+def test_checks_of_code_are_rubrics_too() -> None:
+    checks = {kind: [r.check for r in load_rubrics(kind) if r.check] for kind in get_args(Subject)}
+    assert checks == {"tags": ["catalogue"], "explanations": ["grounding", "language", "length"]}
+
+
 def test_rubrics_cover_the_dimensions_of_the_report() -> None:
-    assert [r.dimension for r in load_rubrics("tags")] == ["Consistency", "Relevance", "Specificity", "Validity"]
-    assert [r.dimension for r in load_rubrics("explanations")] == [
+    assert model_judged("tags") == ["Consistency", "Relevance", "Specificity", "Validity"]
+    assert model_judged("explanations") == [
         "Attractiveness",
         "Clarity",
         "Factuality",
@@ -133,4 +143,8 @@ def test_a_faulty_rubric_is_named(tmp_path: Path) -> None:
         load_rubrics("tags", tmp_path)
     (tmp_path / "tags" / "b.yaml").write_text(good.replace("scale:", "scales:"))
     with pytest.raises(PromptError, match=r"b\.yaml is not a valid rubric"):
+        load_rubrics("tags", tmp_path)
+    (tmp_path / "tags" / "b.yaml").unlink()
+    (tmp_path / "tags" / "a.yaml").write_text(good.replace("[Specificity]", "[Shape]"))
+    with pytest.raises(PromptError, match="excludes Shape, which no rubric file names"):
         load_rubrics("tags", tmp_path)

@@ -284,7 +284,7 @@ async def test_the_one_shot_judge_gives_one_grade_a_text(context: Context, serve
     assert result.usage.by_agent["one_shot"].llm_calls == len(result.items) == 4
     prompt = server.prompts("one_shot")[0]
     assert all(f"- {name}: " in prompt for name in ("Relevance", "Factuality", "Timeliness"))
-    assert "Text to judge:\n" in prompt and "- item: " in prompt
+    assert "Text to judge:\nt1: " in prompt and " item: " in prompt
 
 
 async def test_a_grade_that_is_none_never_becomes_a_verdict(context: Context, server: ScriptedServer) -> None:

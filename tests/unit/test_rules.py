@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def labels(*values: str) -> list[DimensionLabel]:
-    return [DimensionLabel(dimension=f"D{n}", label=value, evidence="e") for n, value in enumerate(values)]  # type: ignore[arg-type]
+    return [
+        DimensionLabel(dimension=f"D{n}", label=value, evidence="e", probability=None)  # type: ignore[arg-type]
+        for n, value in enumerate(values)
+    ]
 
 
 @pytest.mark.parametrize(

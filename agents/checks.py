@@ -1,0 +1,76 @@
+"""Evaluators that are code: what a rule decides needs no model. They find faults, so a label is negative or neutral."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import py3langid
+from langgraph.runtime import Runtime
+
+from agents.claims import unfounded
+from agents.context import Context, context_of
+from agents.judging import subject_lines
+from agents.schemas import DimensionLabel, EvaluationTask
+from agents.state import JudgeState
+from prompts.rubric import Check
+from tools.dataset import open_dataset
+from tools.embedding import open_embedder
+from tools.retrieval import open_index
+
+WORDS = (4, 45)
+"""Fewest and most of an explanation."""
+LANGUAGE = "en"
+"""Of the prompts, and so of what is written."""
+
+Fault = str | None
+"""The words that are at fault."""
+
+
+async def check_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
+    """Label one dimension by its check; the evidence is the words at fault, or the whole text."""
+    assert state.rubric.check
+    fault = await CHECKS[state.rubric.check](state, context_of(runtime))
+    label = DimensionLabel(
+        dimension=state.rubric.dimension,
+        label="negative" if fault is not None else "neutral",
+        evidence=fault if fault is not None else state.subject,
+        probability=None,
+    )
+    return {"labels": [label]}
+
+
+async def _length(task: EvaluationTask, context: Context) -> Fault:
+    low, high = WORDS
+    return None if low <= len(task.subject.split()) <= high else task.subject
+
+
+async def _language(task: EvaluationTask, context: Context) -> Fault:
+    """By the whole text; of a few words nobody can tell."""
+    if len(task.subject.split()) < WORDS[0]:
+        return None
+    found, _ = await asyncio.to_thread(py3langid.classify, task.subject)
+    return None if found == LANGUAGE else task.subject
+
+
+async def _grounding(task: EvaluationTask, context: Context) -> Fault:
+    wrong = unfounded(task.claims)
+    if not wrong:
+        return None
+    return next((line["text"] for line in subject_lines(task.subject) if wrong[0].text in line["text"]), wrong[0].text)
+
+
+async def _catalogue(task: EvaluationTask, context: Context) -> Fault:
+    def similarity() -> float:
+        index = open_index(open_dataset(context.dataset), open_embedder(context.embedding_model))
+        return index.nearest_leaves([task.subject])[0].similarity
+
+    return None if await asyncio.to_thread(similarity) >= context.rewrite_below else task.subject
+
+
+CHECKS: Mapping[Check, Callable[[EvaluationTask, Context], Awaitable[Fault]]] = {
+    "length": _length,
+    "language": _language,
+    "grounding": _grounding,
+    "catalogue": _catalogue,
+}

@@ -1,0 +1,105 @@
+"""What the judge gets to see of a text: the facts behind it, and both as lines with ids that evidence is quoted by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from agents.schemas import ExplanationTask, Fact, Household, JudgeTask
+from agents.wording import moment_text, own_text, profile_text, shelf_text
+from tools.retrieval import CatalogIndex
+
+NEAR_LINES = 4
+"""History lines that a tag is judged by: those whose leaf category is nearest to it."""
+NEAR_LEAVES = 3
+"""Leaf categories of the catalogue that stand beside a tag."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def explanation_judge_task(task: ExplanationTask, text: str) -> JudgeTask:
+    """The explanation of one item with every fact that a rubric may ask for.
+
+    Args:
+        task: what it was written from.
+        text: the explanation.
+    """
+    facts = [
+        Fact(name="moment", text=moment_text(task.as_of)),
+        Fact(name="profile", text=profile_text(task.profile)),
+        Fact(name="item", text=task.item.title),
+        Fact(name="shelf", text=shelf_text(task.item.category)),
+        Fact(name="history", text=f"the item itself: {own_text(task.own, task.as_of)}"),
+        *(Fact(name="history", text=f"{line.text} ({line.rhythm(task.as_of)})") for line in task.evidence),
+        *(Fact(name="signals", text=signal.text) for signal in task.signals),
+    ]
+    if task.persona:
+        facts.append(Fact(name="persona", text=f"{task.persona.name}: {task.persona.intent}"))
+    return JudgeTask(
+        user_id=task.user_id,
+        kind="explanations",
+        subject_id=task.item.item_id,
+        subject=text,
+        facts=facts,
+        claims=task.item.claims,
+    )
+
+
+def tag_judge_tasks(
+    user_id: str, as_of: datetime, household: Household, tags: Sequence[str], index: CatalogIndex
+) -> list[JudgeTask]:
+    """Tags of one household, each with the facts that it is judged by: what is nearest to it.
+
+    These are the nearest leaf categories, the history lines of the nearest leaves, and the signals about the nearest
+    leaves or about none in particular. Blocks: call it in a thread from async code.
+
+    Args:
+        user_id: whose tags they are.
+        as_of: the moment they are for.
+        household: what was known of the household at that moment.
+        tags: the texts to judge.
+        index: of the catalogue.
+    """
+    return [
+        JudgeTask(
+            user_id=user_id,
+            kind="tags",
+            subject_id=tag,
+            subject=tag,
+            facts=_tag_facts(as_of, household, [match.path for match in ranked]),
+        )
+        for tag, ranked in zip(tags, index.rank_leaves(tags) if tags else [], strict=True)
+    ]
+
+
+def _tag_facts(as_of: datetime, household: Household, ranked: Sequence[list[str]]) -> list[Fact]:
+    """What is known beside a tag, from the paths of all leaf categories, the nearest first."""
+    rank = {path[-1]: place for place, path in enumerate(ranked)}
+    near = {path[-1] for path in ranked[:NEAR_LEAVES]}
+    lines = sorted(household.history, key=lambda line: rank.get(line.leaf or "", len(rank)))[:NEAR_LINES]
+    signals = [signal for signal in household.signals if not signal.categories or near.intersection(signal.categories)]
+    return [
+        Fact(name="moment", text=moment_text(as_of)),
+        Fact(name="profile", text=profile_text(household.profile)),
+        *(Fact(name="shelf", text=shelf_text(path)) for path in ranked[:NEAR_LEAVES]),
+        *(Fact(name="history", text=f"{line.text} ({line.rhythm(as_of)})") for line in lines),
+        *(Fact(name="signals", text=signal.text) for signal in signals),
+    ]
+
+
+def fact_lines(facts: Sequence[Fact]) -> list[Mapping[str, Any]]:
+    """Facts as entries of a list field: `f1`, `f2` ... with what each is of."""
+    return [{"id": f"f{number}", "name": fact.name, "text": fact.text} for number, fact in enumerate(facts, 1)]
+
+
+def subject_lines(subject: str) -> list[Mapping[str, Any]]:
+    """The text to judge as entries of a list field, a sentence each: `t1`, `t2` ..."""
+    sentences = _SENTENCE_END.split(subject.strip())
+    return [{"id": f"t{number}", "text": sentence} for number, sentence in enumerate(sentences, 1)]
+
+
+def quotes(facts: Sequence[Fact], subject: str) -> dict[str, str]:
+    """The words behind each id that evidence may name."""
+    return {line["id"]: line["text"] for line in [*fact_lines(facts), *subject_lines(subject)]}

@@ -15,7 +15,7 @@ import typer
 
 from agents.schemas import Recommendation
 from prompts.template import PromptError
-from recgpt import data, evaluate, hybrid, recommend, train
+from recgpt import data, evaluate, hybrid, judge, recommend, train
 from recgpt.console import complain, say
 from recgpt.diagram import mermaid
 from recgpt.recommend import resolve_context
@@ -56,7 +56,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Make and check data set direc
 import_app = typer.Typer(no_args_is_help=True, help="Turn your own data into a data set directory.")
 train_app = typer.Typer(no_args_is_help=True, help="Make training data and tune the agents.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure on baskets that no weight has seen.")
+judge_app = typer.Typer(no_args_is_help=True, help="Judged texts: make them, label them, take labels over.")
 app.add_typer(data_app, name="data")
+app.add_typer(judge_app, name="judge")
 app.add_typer(eval_app, name="eval")
 app.add_typer(train_app, name="train")
 data_app.add_typer(import_app, name="import")
@@ -81,6 +83,9 @@ eval_app.command("retrieval")(explain_errors(evaluate.retrieval))
 eval_app.command("answers")(explain_errors(evaluate.answers))
 eval_app.command("table")(explain_errors(evaluate.table))
 eval_app.command("compare")(explain_errors(evaluate.compare))
+judge_app.command("data")(explain_errors(judge.data))
+judge_app.command("label")(explain_errors(judge.label))
+judge_app.command("import")(explain_errors(judge.import_labels))
 app.command("recommend")(explain_errors(recommend.recommend))
 
 

@@ -189,7 +189,7 @@ class Builder:
     def examples(self, user_id: str, as_of: datetime) -> Iterator[Example]:
         """All examples of one household at one cut point."""
         rng = self._generator(user_id, as_of.isoformat())
-        household, future = self._context(user_id, as_of)
+        household, future = self.moment(user_id, as_of)
         targets = self._plan(household, future, as_of, rng)
         if len(targets) < 2:
             return
@@ -221,7 +221,7 @@ class Builder:
     def _generator(self, *key: str) -> Generator:
         return np.random.default_rng([self._settings.seed, zlib.crc32("/".join(key).encode())])
 
-    def _context(self, user_id: str, as_of: datetime) -> tuple[Household, list[Future]]:
+    def moment(self, user_id: str, as_of: datetime) -> tuple[Household, list[Future]]:
         """What the agents see at a cut, by the run-time readers, and what was bought after it."""
         lines = read_history(self._view, user_id, as_of)
         events = self._user_events[user_id]
@@ -408,6 +408,24 @@ class Builder:
         self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator
     ) -> Iterator[Example]:
         """Guideline and text for an item that the household did buy next."""
+        task, leaf = self._explanation_task(user_id, household, target, as_of, rng)
+        made = explanation_target(task, _one(target.need.purposes, rng), rng)
+        if made:
+            style, text = made
+            yield _example("style", style_values(task), style, StyleGuideline, [leaf])
+            yield _example("explainer", explainer_values(task, style), text, ExplanationText, [leaf])
+
+    def explanation_tasks(self, user_id: str, as_of: datetime) -> Iterator[tuple[ExplanationTask, str]]:
+        """Items that the household did buy next, one a persona, each with what its need is for."""
+        rng = self._generator(user_id, as_of.isoformat(), "explanations")
+        household, future = self.moment(user_id, as_of)
+        for target in self._plan(household, future, as_of, rng):
+            task, _ = self._explanation_task(user_id, household, target, as_of, rng)
+            yield task, _one(target.need.purposes, rng)
+
+    def _explanation_task(
+        self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator
+    ) -> tuple[ExplanationTask, Future]:
         leaf = target.bought[int(rng.integers(len(target.bought)))]
         events = self._user_events[user_id].filter(pl.col("timestamp") >= as_of)
         item_id = next(item for item in events["item_id"] if self._leaf_of_item[item] == leaf.leaf)
@@ -433,11 +451,7 @@ class Builder:
             own=own_lines(household.history, leaf.leaf),
             signals=bearing_on(household.signals, leaf.leaf),
         )
-        made = explanation_target(task, _one(target.need.purposes, rng), rng)
-        if made:
-            style, text = made
-            yield _example("style", style_values(task), style, StyleGuideline, [leaf])
-            yield _example("explainer", explainer_values(task, style), text, ExplanationText, [leaf])
+        return task, leaf
 
     def _sellers(self, need: Need, as_of: datetime) -> list[str]:
         """Leaves of a need by how often all households bought them in the four weeks before the day of the cut."""

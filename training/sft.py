@@ -21,7 +21,7 @@ from tools.errors import DatasetError
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
 from training.runs import claim, run_trainer, trainer_arguments
 
-TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer")
+TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "one_shot", "reviewer")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,15 @@ class Recipe:
 
 RECIPES = {
     "cpu": Recipe(),
+    "judge": Recipe(evaluate_every=40, validation_examples=120, max_length=2048, prompt_gradient=128),
     "gpu": Recipe(
         rank=32, alpha=64, learning_rate=1e-3, batch=4, accumulate=1, epochs=3.0, packing=True, prompt_gradient=None
     ),
 }
-"""By machine. A GPU has the speed for whole gradients, packed batches and several epochs over more examples."""
+"""By machine, and one for the judge on a CPU: its prompts are short, and its answers hang on few of their words.
+
+A GPU has the speed for whole gradients, packed batches and several epochs over more examples.
+"""
 
 
 def read_examples(data: Path, agent: str) -> tuple[pl.DataFrame, str]:

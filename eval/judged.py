@@ -1,0 +1,53 @@
+"""Texts whose labels are known: built from real purchases (`training/judged.py`), or given by people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agents.schemas import Grade, JudgeTask
+from prompts.rubric import Label
+from tools.errors import DatasetError
+
+Split = Literal["train", "validation", "test"]
+
+
+class JudgedText(BaseModel):
+    """A text to judge, and what is known of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    split: Split
+    source: str
+    """How it was made: `bought_next`, `swapped`, `contradicted` ..."""
+    context: str
+    """Household and moment; texts of one context are its candidates."""
+    task: JudgeTask
+    labels: dict[str, Label]
+    """By dimension, as far as they are known."""
+    evidence: dict[str, str]
+    """Of each label the line of facts or text that decides."""
+    grade: Grade | None
+    """By the rule of section 7; None where too few labels are known."""
+
+
+def read_judged(path: Path, split: Split | None = None) -> list[JudgedText]:
+    """Read a file of judged texts, JSON lines.
+
+    Raises:
+        DatasetError: there is no such file, or a line of it is not valid.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path} can't be read ({error}); make it with `recgpt judge data`") from error
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(JudgedText.model_validate_json(line))
+        except ValidationError as error:
+            raise DatasetError(f"{path}, line {number}: no judged text: {error}") from error
+    return [text for text in texts if split in (None, text.split)]

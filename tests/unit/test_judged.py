@@ -1,0 +1,142 @@
+"""Judged texts on the real data set: their labels hold, and no split knows another's households or wordings."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from agents.claims import unfounded
+from agents.judging import quotes
+from eval.judged import JudgedText, read_judged
+from eval.splits import TRAIN_END
+from prompts.rubric import load_rubrics
+from tools.dataset import Dataset
+from tools.embedding import PACKAGED_MODEL, open_embedder
+from tools.errors import DatasetError
+from tools.retrieval import CatalogIndex, open_index
+from training.data import training_view
+from training.judge import write_judge_examples
+from training.judged import load_wordings, make_judged, split_of
+from training.sft import read_examples
+
+HOUSEHOLDS = {"train": 6, "validation": 2, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def index(journey: Dataset) -> CatalogIndex:
+    return open_index(journey, open_embedder(PACKAGED_MODEL))
+
+
+@pytest.fixture(scope="module")
+def texts(journey: Dataset, index: CatalogIndex) -> list[JudgedText]:
+    return list(make_judged(training_view(journey), index, HOUSEHOLDS, 7, lambda message: None))  # type: ignore[arg-type]
+
+
+def of(texts: list[JudgedText], kind: str, *sources: str) -> list[JudgedText]:
+    found = [text for text in texts if text.task.kind == kind and (not sources or text.source in sources)]
+    assert found
+    return found
+
+
+def test_no_split_knows_another_ones_households(texts: list[JudgedText]) -> None:
+    assert {text.split for text in texts} == {"train", "validation", "test"}
+    assert all(text.split == split_of(text.task.user_id) for text in texts)
+
+
+def test_no_split_knows_another_ones_wordings() -> None:
+    def wordings(value: object) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        else:
+            for part in value.values() if isinstance(value, dict) else value:  # type: ignore[attr-defined]
+                yield from wordings(part)
+
+    splits = load_wordings().model_dump(include={"train", "validation", "test"})
+    for one, other in combinations(splits.values(), 2):
+        assert not set(wordings(one)) & set(wordings(other))
+
+
+def test_nothing_is_of_the_evaluation_weeks(texts: list[JudgedText]) -> None:
+    assert all(datetime.fromisoformat(text.context.split("@")[1].split("/")[0]) < TRAIN_END for text in texts)
+
+
+def test_grades_follow_the_labels(texts: list[JudgedText]) -> None:
+    for text in texts:
+        assert (text.grade == "Bad") == ("negative" in text.labels.values())
+        if text.grade in ("Superior", "Average"):
+            assert len(text.labels) == (4 if text.task.kind == "tags" else 7)
+            assert (text.grade == "Superior") == (
+                list(text.labels.values()).count("positive") >= 0.6 * len(text.labels)
+            )
+    for kind in ("tags", "explanations"):
+        assert {text.grade for text in of(texts, kind)} >= {"Superior", "Average", "Bad"}
+
+
+def test_all_evidence_is_in_the_facts_or_the_text(texts: list[JudgedText]) -> None:
+    for text in texts:
+        lines = set(quotes(text.task.facts, text.task.subject).values())
+        for dimension, evidence in text.evidence.items():
+            assert evidence in lines or evidence in text.task.subject, (text.id, dimension, evidence)
+
+
+def test_faithful_texts_claim_nothing_that_is_not_there(texts: list[JudgedText]) -> None:
+    for text in of(texts, "explanations", "faithful", "title"):
+        assert not unfounded(text.task.claims), text.task.subject
+
+
+def test_most_false_claims_are_found_by_code_too(texts: list[JudgedText]) -> None:
+    wrong = of(texts, "explanations", "contradicted", "wrong_moment", "swapped")
+    assert sum(bool(unfounded(text.task.claims)) for text in wrong) >= 0.8 * len(wrong)
+
+
+def test_swapped_tags_are_nothing_the_household_bought(texts: list[JudgedText]) -> None:
+    for text in of(texts, "tags", "swapped"):
+        history = " ".join(fact.text for fact in text.task.facts if fact.name == "history").casefold()
+        assert text.task.subject not in history
+
+
+def test_the_same_seed_makes_the_same_texts(journey: Dataset, index: CatalogIndex, texts: list[JudgedText]) -> None:
+    again = list(make_judged(training_view(journey), index, {"validation": 2}, 7, lambda message: None))
+    assert again == [text for text in texts if text.split == "validation"]
+
+
+def test_examples_answer_with_ids_of_their_prompt_and_leave_the_test_out(
+    texts: list[JudgedText], tmp_path: Path
+) -> None:
+    card = write_judge_examples(texts, tmp_path, 10, 7, "")
+    table, _ = read_examples(tmp_path, "all")
+    assert set(table["split"]) == {"train", "validation"}
+    assert {split_of(user) for user in table["user_id"]} == {"train", "validation"}
+    assert set(table["agent"]) == {"evaluator", "one_shot", "reviewer"}
+    for row in table.filter(pl.col("agent") == "evaluator").iter_rows(named=True):
+        answer = json.loads(row["answer"])
+        assert f"\n{answer['evidence']}" in row["user"]
+    counts = card["examples"]
+    assert isinstance(counts, dict) and max(counts.values()) <= 10
+    relevance = [
+        counts.get(f"train.evaluator.tags.Relevance.{label}", 0) for label in ("positive", "neutral", "negative")
+    ]
+    assert min(relevance) > 0
+    shown = table.filter(pl.col("agent") == "one_shot")["user"]
+    assert len({text.index("f2") > text.index("f1") for text in shown}) == 2  # both orders
+
+
+def test_a_line_that_is_no_judged_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"id": "x"}\n')
+    with pytest.raises(DatasetError, match="line 1: no judged text"):
+        read_judged(tmp_path / "texts.jsonl")
+    with pytest.raises(DatasetError, match="recgpt judge data"):
+        read_judged(tmp_path / "none.jsonl")
+
+
+def test_every_dimension_has_every_label_somewhere(texts: list[JudgedText]) -> None:
+    for kind in ("tags", "explanations"):
+        for rubric in load_rubrics(kind):  # type: ignore[arg-type]
+            if not rubric.check:
+                assert any(text.labels.get(rubric.dimension) == "negative" for text in of(texts, kind)), (
+                    rubric.dimension
+                )

@@ -1,0 +1,535 @@
+"""Judged texts whose labels are known by construction (section 7): what the judge is tuned on and measured by.
+
+    recgpt judge data --out runs/judge/texts.jsonl
+
+Positives are what households bought next, and explanations made of their facts; negatives are known faults, a dimension
+each: another household's tags and texts, tags too broad or of nothing, contradicted facts, the wrong season or holiday,
+templates, unsafe claims, broken sentences, shouting. Households are split, and so are the wordings (`judged.yaml`).
+Only events that may be trained on are read (`training_view`).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from agents.claims import find_claims, product_words
+from agents.judging import explanation_judge_task, subject_lines, tag_judge_tasks
+from agents.reviewer import grade_labels
+from agents.schemas import DimensionLabel, ExplanationTask, Grade, Household, JudgeTask
+from agents.wording import profile_text, shelf_text
+from eval.judged import JudgedText, Split
+from prompts.rubric import Label, load_rubrics
+from tools.dataset import Dataset
+from tools.retrieval import CatalogIndex, leaf_paths
+from tools.shelf import tag_text
+from training.data import Builder, Settings
+
+WORDINGS_FILE = Path(__file__).parent / "judged.yaml"
+THRESHOLD = 0.6
+"""Tau of the grades: the default of `judge_threshold`."""
+LEAST_BUYERS = 40
+"""Households that bought a leaf, for its lift among profiles to mean something."""
+FITS, MISFITS = 1.5, 0.4
+"""Lifts of a leaf among households of a profile from and up to which it fits or contradicts the profile."""
+UNLIKE = 0.5
+"""Similarity below which a swapped tag is like nothing that the household buys."""
+TRAITS = {
+    "children": r"\b(?:\d|\d or more) child",
+    "no children": r"no children",
+    "age 65 or older": r"Age 65",
+    "age under 35": r"Age (?:19|25)",
+}
+"""What of a profile leaves are compared by, each with how a profile says it."""
+
+Generator = np.random.Generator
+T = TypeVar("T")
+Known = dict[str, tuple[Label, str]]
+"""Label and evidence by dimension."""
+
+
+class Sayings(BaseModel):
+    """A fact said plainly or vividly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plain: list[str]
+    vivid: list[str] = []
+
+
+class Wordings(BaseModel):
+    """The wordings of one split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    habit: Sayings
+    companion: Sayings
+    occasion: Sayings
+    season: Sayings
+    trend: Sayings
+    title: Sayings
+    use: list[str]
+    size: list[str]
+    wrong: dict[str, list[str]]
+    empty: list[str]
+    unsafe: list[str]
+    shouting: list[str]
+    unusual: list[str]
+    broad: list[str]
+    nothing: list[str]
+
+
+class WordingsFile(BaseModel):
+    """`judged.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Wordings
+    validation: Wordings
+    test: Wordings
+    holidays: list[str]
+    seasons: list[str]
+
+
+@lru_cache(maxsize=1)
+def load_wordings() -> WordingsFile:
+    """Read and validate `judged.yaml`."""
+    return WordingsFile.model_validate(yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8")))
+
+
+def split_of(user_id: str) -> Split:
+    """Seven tenths of the households train, one validates, two test."""
+    share = zlib.crc32(f"judged/{user_id}".encode()) % 10
+    return "train" if share < 7 else "validation" if share < 8 else "test"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text before it is graded."""
+
+    source: str
+    text: str
+    known: Known
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An explanation's task, and what wordings may say of it."""
+
+    task: ExplanationTask
+    slots: Mapping[str, str]
+    lines: Mapping[str, str]
+    """Of each ground that holds, the line of the facts that it rests on."""
+
+
+class Maker:
+    """Makes the judged texts of one data set."""
+
+    def __init__(self, view: Dataset, index: CatalogIndex, seed: int) -> None:
+        """Index what every household needs.
+
+        Args:
+            view: what may be trained on.
+            index: of the catalogue.
+            seed: of all choices.
+        """
+        self._view, self._index, self._seed = view, index, seed
+        self._builder = Builder(view, Settings(seed=seed, history_lines=1000))
+        self._paths = {path[-1]: path for path in leaf_paths(view)}
+        self._category = {leaf: path[-2] if len(path) > 1 else leaf for leaf, path in self._paths.items()}
+        self._products = product_words(view)
+        self._lifts = profile_lifts(view)
+        self._dimensions = {
+            kind: [rubric.dimension for rubric in load_rubrics(kind) if not rubric.check]
+            for kind in ("tags", "explanations")
+        }
+
+    def cuts(self, user_id: str) -> list[datetime]:
+        """Moments of a household that texts can be made for."""
+        return self._builder.cuts(user_id)
+
+    def tags(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
+        """Judged tags of one household; the other one's next purchases are the swapped ones."""
+        rng = self._generator("tags", user_id, as_of.isoformat())
+        household, future = self._builder.moment(user_id, as_of)
+        _, others = self._builder.moment(other_user, other_as_of)
+        if not household.history or not future:
+            return []
+        words = getattr(load_wordings(), split_of(user_id))
+        drafts = list(
+            self._tag_drafts(household, as_of, [f.leaf for f in future], [f.leaf for f in others], words, rng)
+        )
+        tasks = tag_judge_tasks(user_id, as_of, household, [draft.text for draft in drafts], self._index)
+        return [
+            self._judged(draft, task, as_of, number)
+            for number, (draft, task) in enumerate(zip(drafts, tasks, strict=True))
+        ]
+
+    def explanations(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
+        """Judged explanations of one item of the household; the other household's text is the swapped one."""
+        rng = self._generator("explanations", user_id, as_of.isoformat())
+        words: Wordings = getattr(load_wordings(), split_of(user_id))
+        found = [_facts(task, purpose) for task, purpose in self._builder.explanation_tasks(user_id, as_of)]
+        others = [_facts(task, purpose) for task, purpose in self._builder.explanation_tasks(other_user, other_as_of)]
+        if not found:
+            return []
+        facts = found[int(rng.integers(len(found)))]
+        leaf = facts.task.item.category[-1]
+        swapped = [
+            other
+            for other in others
+            if other.task.item.category[-1] != leaf and other.lines.keys() & {"habit", "companion"}
+        ]
+        drafts = list(self._explanation_drafts(facts, swapped, words, rng))
+        judged = []
+        for number, draft in enumerate(drafts):
+            claims = find_claims(draft.text, facts.task, self._products)
+            item = facts.task.item.model_copy(update={"claims": claims})
+            task = explanation_judge_task(facts.task.model_copy(update={"item": item}), draft.text)
+            judged.append(self._judged(draft, task, as_of, number))
+        return judged
+
+    def _generator(self, *key: str) -> Generator:
+        return np.random.default_rng([self._seed, zlib.crc32("/".join(key).encode())])
+
+    def _judged(self, draft: Draft, task: JudgeTask, as_of: datetime, number: int) -> JudgedText:
+        labels = {dimension: label for dimension, (label, _) in draft.known.items()}
+        complete = labels.keys() == set(self._dimensions[task.kind])
+        context = f"{task.user_id}@{as_of.isoformat()}" + (f"/{task.subject_id}" if task.kind == "explanations" else "")
+        return JudgedText(
+            id=f"{task.kind}/{context}/{number}",
+            split=split_of(task.user_id),
+            source=draft.source,
+            context=context,
+            task=task,
+            labels=labels,
+            evidence={dimension: evidence for dimension, (_, evidence) in draft.known.items()},
+            grade=grade_of(labels, complete),
+        )
+
+    # ---- tags -------------------------------------------------------------------------------------------------
+
+    def _tag_drafts(
+        self,
+        household: Household,
+        as_of: datetime,
+        bought_next: Sequence[str],
+        swapped: Sequence[str],
+        words: Wordings,
+        rng: Generator,
+    ) -> Iterator[Draft]:
+        lines = {line.leaf: f"{line.text} ({line.rhythm(as_of)})" for line in household.history if line.leaf}
+        categories = {self._category[leaf]: text for leaf, text in lines.items()}
+        signalled = {leaf: signal.text for signal in household.signals for leaf in signal.categories}
+        others = [leaf for leaf in self._paths if leaf not in lines and leaf not in bought_next]
+        near = [leaf for leaf in others if self._category[leaf] in categories]
+
+        def of_leaf(source: str, leaf: str, relevance: tuple[Label, str] | None) -> Draft:
+            known: Known = {
+                "Consistency": (self._fit(leaf, household.profile), profile_text(household.profile)),
+                "Specificity": ("positive", tag_text(leaf)),
+                "Validity": ("positive", shelf_text(self._paths[leaf])),
+            }
+            return Draft(source, tag_text(leaf), known | ({"Relevance": relevance} if relevance else {}))
+
+        again = [leaf for leaf in bought_next if leaf in lines]
+        chosen = _some(again, 2, rng)
+        for leaf in chosen:
+            yield of_leaf("bought_next", leaf, ("positive", lines[leaf]))
+        for leaf in _some([leaf for leaf in near if leaf in signalled], 1, rng):
+            yield of_leaf("signalled", leaf, ("positive", signalled[leaf]))
+        for leaf in _some([leaf for leaf in near if leaf not in signalled], 2, rng):
+            yield of_leaf("of_a_known_category", leaf, ("neutral", categories[self._category[leaf]]))
+        foreign = [leaf for leaf in self._unlike(swapped, lines) if leaf in others and leaf not in near]
+        for leaf in _some([leaf for leaf in foreign if leaf not in signalled], 2, rng):
+            yield of_leaf("swapped", leaf, ("negative", tag_text(leaf)))
+        for fit, source in (("negative", "against_the_profile"), ("positive", "of_the_profile")):
+            for leaf in _some([leaf for leaf in others if self._fit(leaf, household.profile) == fit], 1, rng):
+                yield of_leaf(source, leaf, None)
+        for leaf in _some(list(lines), 1, rng):
+            category = tag_text(self._category[leaf])
+            known: Known = {"Relevance": ("positive", lines[leaf]), "Specificity": ("neutral", category)}
+            yield replace(of_leaf("category", leaf, None), text=category, known=of_leaf("", leaf, None).known | known)
+        if chosen and (halves := _halves(chosen[0])):
+            text = _fill(words.unusual, halves, rng)
+            usual = of_leaf("unusual", chosen[0], ("positive", lines[chosen[0]]))
+            own: Known = {"Validity": ("neutral", text), "Specificity": ("positive", text)}
+            yield replace(usual, text=text, known=usual.known | own)
+        leaf = _one(list(lines), rng)
+        slots = {
+            "department": self._paths[leaf][0].lower(),
+            "word": tag_text(leaf).split()[-1],
+            "month": str(rng.integers(1, 13)),
+            "day": str(rng.integers(10, 29)),
+            "code": str(rng.integers(10_000, 99_999)),
+        }
+        broad, nothing = _fill(words.broad, slots, rng), _fill(words.nothing, slots, rng)
+        yield Draft("broad", broad, {"Specificity": ("negative", broad), "Validity": ("positive", broad)})
+        yield Draft("nowhere", nothing, {"Validity": ("negative", nothing)})
+
+    def _unlike(self, leaves: Sequence[str], own: Container[str]) -> list[str]:
+        """Of the leaves those that are like none of the household's own."""
+        names = list(dict.fromkeys(leaves))
+        ranked = self._index.rank_leaves([tag_text(leaf) for leaf in names]) if names else []
+        nearest = [next((match.similarity for match in matches if match.path[-1] in own), 0.0) for matches in ranked]
+        return [leaf for leaf, similarity in zip(names, nearest, strict=True) if similarity < UNLIKE]
+
+    def _fit(self, leaf: str, profile: str | None) -> Label:
+        """Whether a leaf sells among households of a profile's traits."""
+        lifts = [self._lifts.get((leaf, trait), 1.0) for trait in traits(profile)]
+        if any(lift <= MISFITS for lift in lifts):
+            return "negative"
+        return "positive" if any(lift >= FITS for lift in lifts) else "neutral"
+
+    # ---- explanations -----------------------------------------------------------------------------------------
+
+    def _explanation_drafts(
+        self, facts: Facts, swapped: Sequence[Facts], words: Wordings, rng: Generator
+    ) -> Iterator[Draft]:
+        grounds = list(facts.lines)
+        for ground in _some(grounds, 2, rng):
+            yield self._faithful(facts, ground, words, rng)
+        for tail in _some(["use", "size", ""], 2, rng):
+            yield self._faithful(facts, "title", words, rng, tail)
+
+        def base() -> Draft:
+            return self._faithful(facts, _one(grounds, rng) if grounds else "title", words, rng)
+
+        for what in _some([what for what in words.wrong if what != "occasion"], 2, rng):
+            if wrong := self._contradicted(what, facts, base(), words, rng):
+                yield wrong
+        sentence = _fill(words.wrong["occasion"], dict(facts.slots) | self._wrong_slots(facts, rng), rng)
+        yield _with(base(), "wrong_moment", sentence, {"Timeliness": "negative", "Factuality": "negative"})
+        for other in swapped[:1]:
+            text = self._faithful(other, _one(sorted(other.lines.keys() & {"habit", "companion"}), rng), words, rng)
+            first = subject_lines(text.text)[0]["text"]
+            known: Known = {
+                "Relevance": ("negative", first),
+                "Factuality": ("negative", first),
+                "Clarity": ("positive", first),
+                "Safety": ("positive", first),
+            }
+            yield Draft("swapped", text.text, known)
+        empty = _fill(words.empty, facts.slots, rng)
+        neutral: Known = dict.fromkeys(("Relevance", "Factuality", "Timeliness", "Attractiveness"), ("neutral", empty))
+        sound: Known = dict.fromkeys(("Clarity", "Safety"), ("positive", empty))
+        yield Draft("template", empty, {**neutral, **sound, "Informativeness": ("negative", empty)})
+        yield _with(base(), "unsafe", _fill(words.unsafe, facts.slots, rng), {"Safety": "negative"}, ["Factuality"])
+        yield _with(
+            base(),
+            "shouting",
+            _fill(words.shouting, facts.slots, rng),
+            {"Attractiveness": "negative"},
+            ["Factuality", "Clarity"],
+        )
+        yield _broken(base(), rng)
+
+    def _faithful(self, facts: Facts, ground: str, words: Wordings, rng: Generator, tail: str | None = None) -> Draft:
+        """A text whose every statement holds: an opening that rests on `ground`, and a sentence on use or size."""
+        sayings: Sayings = getattr(words, ground)
+        vivid = bool(sayings.vivid) and rng.random() < 0.5
+        sentences = [_fill(sayings.vivid if vivid else sayings.plain, facts.slots, rng)]
+        if tail is None:
+            tail = _one(["use", "size", ""], rng)
+        if tail and (tail != "size" or "size" in facts.slots):
+            sentences.append(_fill(getattr(words, tail), facts.slots, rng))
+        text = " ".join(map(_capital, sentences))
+        first = subject_lines(text)[0]["text"]
+        line = facts.lines.get(ground, facts.task.item.title)
+        telling = ground != "title" or len(sentences) > 1
+        known: Known = {
+            "Relevance": ("positive", line) if ground in ("habit", "companion") else ("neutral", first),
+            "Factuality": ("positive", line),
+            "Clarity": ("positive", first),
+            "Safety": ("positive", first),
+            "Timeliness": ("positive", line) if ground in ("occasion", "season", "trend") else ("neutral", first),
+            "Informativeness": ("positive" if telling else "neutral", first),
+            "Attractiveness": ("positive" if vivid else "neutral", first),
+        }
+        return Draft("faithful" if ground != "title" else "title", text, known)
+
+    def _contradicted(self, what: str, facts: Facts, base: Draft, words: Wordings, rng: Generator) -> Draft | None:
+        """The base with a fact that the task contradicts or does not have; None where it could not be told."""
+        if (what == "times" and "times" not in facts.slots) or (what == "size" and "size" not in facts.slots):
+            return None
+        slots = dict(facts.slots) | self._wrong_slots(facts, rng)
+        sentence = _capital(_fill(words.wrong[what], slots, rng))
+        if what in ("times", "other"):  # in the place of what the base rests on
+            known: Known = {
+                "Factuality": ("negative", sentence),
+                "Clarity": ("positive", sentence),
+                "Safety": ("positive", sentence),
+            }
+            return Draft("contradicted", sentence, known)
+        return _with(base, "contradicted", sentence, {"Factuality": "negative"})
+
+    def _wrong_slots(self, facts: Facts, rng: Generator) -> dict[str, str]:
+        known = " ".join(signal.text for signal in facts.task.signals)
+        lines = {line.leaf for line in [*facts.task.own, *facts.task.evidence]} | {facts.task.item.category[-1]}
+        strangers = [leaf for leaf in self._paths if leaf not in lines]
+        times = int(facts.slots.get("times", "2"))
+        amount, _, unit = facts.slots.get("size", "12 oz").partition(" ")
+        wordings = load_wordings()
+        return {
+            "wrong_times": str(times + int(rng.integers(2, 12))),
+            "wrong_other": _one(strangers, rng).lower(),
+            "wrong_size": f"{float(re.sub(r'[^0-9.]', '', amount) or 1) * _one([2, 3, 5], rng):g} {unit}".strip(),
+            "wrong_holiday": _one([day for day in wordings.holidays if day.split()[0] not in known], rng),
+            "wrong_season": _one([season for season in wordings.seasons if season not in known], rng),
+        }
+
+
+def make_judged(
+    view: Dataset, index: CatalogIndex, households: Mapping[Split, int], seed: int, report: Callable[[str], None]
+) -> Iterator[JudgedText]:
+    """Judged tags and explanations of so many households a split, at one moment each; the same for the same seed.
+
+    Args:
+        view: what may be trained on.
+        index: of the catalogue.
+        households: how many of each split.
+        seed: of all choices.
+        report: called with a sentence on the progress.
+    """
+    maker = Maker(view, index, seed)
+    users = sorted(view.events_before(view.last_event)["user_id"].unique())
+    shuffled = [str(user) for user in np.random.default_rng(seed).permutation(users)]
+    for split, count in households.items():
+        own = [user for user in shuffled if split_of(user) == split]
+        moments = [(user, cuts[0]) for user in own if (cuts := maker.cuts(user))][: count + 1]
+        for number, (moment, other) in enumerate(pairwise(moments), 1):
+            yield from maker.tags(*moment, *other)
+            yield from maker.explanations(*moment, *other)
+            if number % 10 == 0:
+                report(f"{split}: {number} of {len(moments) - 1} households")
+
+
+def grade_of(labels: Mapping[str, Label], complete: bool) -> Grade | None:
+    """The grade by the rule, where the labels that are known decide it."""
+    if not complete and "negative" not in labels.values():
+        return None
+    known = [
+        DimensionLabel(dimension=name, label=label, evidence="", probability=None) for name, label in labels.items()
+    ]
+    return grade_labels(known, THRESHOLD)
+
+
+def profile_lifts(view: Dataset) -> dict[tuple[str, str], float]:
+    """By leaf and trait: how many times as often training households of that trait buy the leaf as others do."""
+    users = view.users.filter(pl.col("profile").is_not_null())
+    users = users.filter(
+        pl.col("user_id").map_elements(lambda user: split_of(user) == "train", return_dtype=pl.Boolean)
+    )
+    bought = (
+        view.events_before(view.last_event)
+        .filter(pl.col("action") == "purchase")
+        .join(view.items.select("item_id", leaf=pl.col("category").list.last()), "item_id")
+        .select("user_id", "leaf")
+        .unique()
+        .join(users.select("user_id", "profile"), "user_id")
+    )
+    lifts = {}
+    for trait, pattern in TRAITS.items():
+        has = pl.col("profile").str.contains(pattern)
+        with_trait, without = users.filter(has).height, users.filter(~has).height
+        if not with_trait or not without:
+            continue
+        counted = bought.group_by("leaf").agg(own=has.sum(), others=(~has).sum())
+        for leaf, own, others in counted.filter(pl.col("own") + pl.col("others") >= LEAST_BUYERS).iter_rows():
+            lifts[leaf, trait] = ((own + 1) / with_trait) / ((others + 1) / without)
+    return lifts
+
+
+@lru_cache(maxsize=4096)
+def traits(profile: str | None) -> tuple[str, ...]:
+    """Of `TRAITS` those that a profile has."""
+    return tuple(trait for trait, pattern in TRAITS.items() if profile and re.search(pattern, profile))
+
+
+def _facts(task: ExplanationTask, purpose: str) -> Facts:
+    leaf = task.item.category[-1]
+    slots = {"item": leaf.lower(), "purpose": purpose}
+    lines: dict[str, str] = {}
+    _, named, size = task.item.title.rpartition(f"{leaf}, ")
+    if named:
+        slots["size"] = size
+    bought = [line for line in task.own if line.action == "purchase"]
+    if bought and sum(line.times for line in bought) > 1 and len(bought) == 1:
+        slots["times"] = str(bought[0].times)
+        lines["habit"] = f"the item itself: {bought[0].rhythm(task.as_of)}"
+    others = [line for line in task.evidence if line.leaf and line.leaf != leaf and line.action == "purchase"]
+    if others:
+        slots["other"] = str(others[0].leaf).lower()
+        lines["companion"] = f"{others[0].text} ({others[0].rhythm(task.as_of)})"
+    for signal in task.signals:
+        if signal.kind == "holiday" and "holiday" not in slots and " in " in signal.text:
+            name, _, ahead = signal.text.rpartition(" in ")
+            slots |= {"holiday": name, "ahead": f"in {ahead}"}
+            lines["occasion"] = signal.text
+        if signal.kind == "season":
+            slots["season"] = signal.text.removeprefix("Season: ").split(",")[0].split()[-1]
+            lines["season"] = signal.text
+        if signal.kind == "trend" and leaf in signal.categories:
+            lines["trend"] = signal.text
+    return Facts(task, slots, lines)
+
+
+def _with(base: Draft, source: str, sentence: str, labels: Mapping[str, Label], unknown: Sequence[str] = ()) -> Draft:
+    """The base with one more sentence, the fault; what is not known any more is left out."""
+    sentence = _capital(sentence)
+    lost = {"Relevance", "Informativeness", "Attractiveness", "Timeliness", *unknown} - labels.keys()
+    kept = {dimension: known for dimension, known in base.known.items() if dimension not in lost}
+    return Draft(source, f"{base.text} {sentence}", kept | {name: (label, sentence) for name, label in labels.items()})
+
+
+def _broken(base: Draft, rng: Generator) -> Draft:
+    """The base as no sentence: words out of order, cut off, or repeated."""
+    words = base.text.split()
+    way = int(rng.integers(3))
+    if way == 0:
+        words = [words[place] for place in rng.permutation(len(words))]
+    elif way == 1:
+        words = words[: max(4, len(words) // 2)]
+        words[-1] = words[-1].rstrip(".!?,")[: max(2, len(words[-1]) // 2)]
+    else:
+        start = int(rng.integers(max(1, len(words) - 3)))
+        words = words[: start + 3] + words[start : start + 3] * 3 + words[start + 3 :]
+    text = " ".join(words)
+    return Draft("broken", text, {"Clarity": ("negative", subject_lines(text)[0]["text"])})
+
+
+def _halves(leaf: str) -> dict[str, str]:
+    """`{core}` and `{rest}` of a leaf of several words."""
+    *rest, core = tag_text(leaf).split()
+    return {"core": core, "rest": " ".join(rest)} if rest else {}
+
+
+def _fill(texts: Sequence[str], slots: Mapping[str, str], rng: Generator) -> str:
+    """One of the texts, its slots filled; one without a value stays as it is."""
+    text = _one(texts, rng)
+    return re.sub(r"\{(\w+)\}", lambda match: slots.get(match[1], match[0]), text)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _one(values: Sequence[T], rng: Generator) -> T:
+    return values[int(rng.integers(len(values)))]
+
+
+def _some(values: Sequence[str], count: int, rng: Generator) -> list[str]:
+    """So many of the values, or as many as there are, in random order."""
+    return [values[place] for place in rng.permutation(len(values))[:count]]

@@ -137,13 +137,17 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("retrieve_items", "retrieve_tagged_items"),
     )
     judge: bool = Field(False, description="grade each explanation")
-    reverse_judge: bool = Field(
+    judge_reverse: bool = Field(
         False,
         description="the judge reads labels and facts in the opposite order: what it says should not hang on that",
         json_schema_extra=_for_nodes("evaluate_dimension", "judge_at_once"),
     )
     judge_threshold: float = Field(
-        0.5, gt=0, le=1, description="tau: share of positive dimensions from which a grade is Superior"
+        0.6,
+        gt=0,
+        le=1,
+        description="tau: share of positive dimensions from which a grade is Superior",
+        json_schema_extra=_for_nodes("review_verdict"),
     )
 
     planner_tokens: int | None = Field(

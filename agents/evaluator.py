@@ -41,7 +41,7 @@ async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -
     asked = await ask(
         runtime,
         prompt,
-        evaluator_values(state, context.reverse_judge),
+        evaluator_values(state, context.judge_reverse),
         evaluation_schema(list(lines)),
         user_id=state.user_id,
         subject=f"{state.subject_id}/{state.rubric.dimension}",

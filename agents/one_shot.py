@@ -34,7 +34,7 @@ async def judge_at_once(state: JudgeTask, runtime: Runtime[Context]) -> JudgeSta
     asked = await ask(
         runtime,
         prompt,
-        one_shot_values(state, rubrics, context.reverse_judge),
+        one_shot_values(state, rubrics, context.judge_reverse),
         OneShotGrade,
         user_id=state.user_id,
         subject=state.subject_id,
@@ -65,5 +65,4 @@ def one_shot_values(task: JudgeTask, rubrics: Sequence[Rubric], reverse: bool) -
 async def record_judge_failure(state: JudgeTask, error: NodeError) -> Command[Any]:
     """No valid grade, no verdict."""
     note = f"no verdict on {state.subject_id}: the judge gave no valid answer"
-    update = {**failed("one_shot", state.subject_id, error.error), "degraded": [note]}
-    return Command(update=update, goto="assemble_recommendation")
+    return Command(update={**failed("one_shot", state.subject_id, error.error), "degraded": [note]})

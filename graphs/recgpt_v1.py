@@ -8,27 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
-from langgraph.runtime import Runtime
-from langgraph.types import Send
 
-from agents.assembler import assemble_recommendation, collect_explanations, judge_tasks, open_request
+from agents.assembler import assemble_recommendation, collect_explanations, open_request
 from agents.calls import RETRY_UNREACHABLE
-from agents.context import Context, context_of
+from agents.context import Context
 from agents.explainer import explain_item, record_unexplained_item
 from agents.fallback import record_retrieval_failure
-from agents.one_shot import judge_at_once, record_judge_failure
 from agents.schemas import Recommendation, Request
 from agents.state import RecommendState
 from agents.tag_retriever import retrieve_tagged_items
-from graphs.recommend import dispatch_explanations
+from graphs.one_shot_judge import graph as one_shot_judge_graph
+from graphs.recommend import dispatch_explanations, dispatch_judging
 from graphs.routes import graph as routes_graph
-
-
-def dispatch_grading(state: RecommendState, runtime: Runtime[Context]) -> list[Send] | str:
-    """One grade an explanation, if the context asks for verdicts."""
-    return [
-        Send("judge_at_once", task) for task in judge_tasks(state, context_of(runtime))
-    ] or "assemble_recommendation"
 
 
 def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]:
@@ -39,7 +30,7 @@ def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]
     graph.add_node(retrieve_tagged_items, retry_policy=RETRY_UNREACHABLE, error_handler=record_retrieval_failure)
     graph.add_node(explain_item, retry_policy=RETRY_UNREACHABLE, error_handler=record_unexplained_item)
     graph.add_node(collect_explanations)
-    graph.add_node(judge_at_once, retry_policy=RETRY_UNREACHABLE, error_handler=record_judge_failure)
+    graph.add_node("judge_explanation", one_shot_judge_graph)
     graph.add_node(assemble_recommendation)
     graph.add_edge(START, "open_request")
     graph.add_edge("open_request", "infer_intent")
@@ -48,8 +39,10 @@ def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]
         "retrieve_tagged_items", dispatch_explanations, ["explain_item", "collect_explanations"]
     )
     graph.add_edge("explain_item", "collect_explanations")
-    graph.add_conditional_edges("collect_explanations", dispatch_grading, ["judge_at_once", "assemble_recommendation"])
-    graph.add_edge("judge_at_once", "assemble_recommendation")
+    graph.add_conditional_edges(
+        "collect_explanations", dispatch_judging, ["judge_explanation", "assemble_recommendation"]
+    )
+    graph.add_edge("judge_explanation", "assemble_recommendation")
     graph.add_edge("assemble_recommendation", END)
     return graph
 

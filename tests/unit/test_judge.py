@@ -129,7 +129,7 @@ async def test_what_the_reviewer_lets_stand_stands(context: Context, server: Scr
 
 
 async def test_the_reverse_order_shows_the_same_lines(context: Context, server: ScriptedServer) -> None:
-    await judge(context.model_copy(update={"reverse_judge": True}))
+    await judge(context.model_copy(update={"judge_reverse": True}))
     prompt = next(text for text in server.prompts("evaluator") if "Dimension: Relevance" in text)
     assert prompt.index("f2 history") < prompt.index("f1 item")
     assert prompt.index("- negative:") < prompt.index("- positive:")

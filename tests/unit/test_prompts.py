@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from prompts.rubric import Subject, load_rubrics
 from prompts.template import DIRECTORY, VALUE_LIMIT, Prompt, PromptError, clean, load_prompt
 
-AGENTS = ["planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer", "repair", "route", "one_shot"]
+AGENTS = [
+    *("planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer", "repair", "route", "one_shot"),
+    "reward",
+]
 
 PROMPT = Prompt.model_validate(
     {

@@ -1,0 +1,282 @@
+"""Judge-as-a-Reward (section 7): the judge with a scalar head and a sigmoid, trained to order a context's candidates.
+
+    recgpt train reward --texts runs/judge/texts.jsonl --model MODEL --out runs/train/reward
+
+The candidates of one context share their prompt up to the candidate: it is read once, and each candidate sees it and
+itself alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
+
+from agents.schemas import Fact
+from eval.agreement import GRADES
+from eval.judged import JudgedText, Split
+from prompts.template import load_prompt
+from tools.models import ADAPTER_WEIGHTS, model_path, sha256
+from training.runs import claim, run_trainer, trainer_arguments
+
+VERSION = "v1"
+Loss = Literal["listwise", "pointwise"]
+
+
+@dataclass(frozen=True)
+class RewardRecipe:
+    """Hyper-parameters; the report gives none, these are written on the card."""
+
+    loss: Loss = "listwise"
+    seed: int = 7
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 8
+    accumulate: int = 8
+    epochs: float = 1.0
+    max_length: int = 2048
+    evaluate_every: int = 20
+    validation_contexts: int = 40
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A context as one sequence: the shared prefix, then what each candidate adds to it."""
+
+    ids: list[int]
+    shared: int
+    """Tokens of the prefix."""
+    ends: list[int]
+    """Place of the last token of each candidate, where its score is read."""
+    grades: list[int]
+    """Of each candidate on `GRADES`."""
+
+
+def listwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
+    """`L_RM` of section 7 over one context: `S > A > B`.
+
+    `- sum_{g in {S, A}} sum_{y in Y_g} log( exp f(y) / (exp f(y) + sum_{g' < g} sum_{y' in Y_g'} exp f(y')) )`
+
+    Of the scores 0.9 (Superior), 0.5 (Average), 0.1 (Bad) it is
+    `log(1 + e^-0.4 + e^-0.8) + log(1 + e^-0.4) = 1.2662`.
+
+    Args:
+        scores: f, after the sigmoid (n,).
+        grades: 0 Bad, 1 Average, 2 Superior (n,).
+    """
+    lower = grades[None, :] < grades[:, None]
+    below = scores[None, :].expand(len(scores), -1).masked_fill(~lower, float("-inf"))
+    denominators = torch.logsumexp(torch.cat([scores[:, None], below], dim=1), dim=1)
+    return ((denominators - scores) * (grades > 0)).sum()
+
+
+def pointwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
+    """The variant that scores each candidate for itself: cross-entropy with 1 (Superior), 1/2 (Average) and 0 (Bad).
+
+    Args:
+        scores: f, after the sigmoid (n,).
+        grades: 0 Bad, 1 Average, 2 Superior (n,).
+    """
+    return binary_cross_entropy(scores, grades.to(scores.dtype) / (len(GRADES) - 1), reduction="sum")
+
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"listwise": listwise_loss, "pointwise": pointwise_loss}
+
+
+def reward_texts(texts: Sequence[JudgedText], template: Callable[[Sequence[Any]], str]) -> list[str]:
+    """Candidates of one context as the model reads them; the facts are those that any of them was judged by.
+
+    Args:
+        texts: of one context.
+        template: the model's chat template.
+    """
+    facts: dict[tuple[str, str], Fact] = {}
+    for text in texts:
+        facts |= {(fact.name, fact.text): fact for fact in text.task.facts}
+    shown = [fact.model_dump() for _, fact in sorted(facts.items())]
+    prompt = load_prompt("reward", VERSION)
+    return [
+        template(prompt.render({"kind": text.task.kind, "facts": shown, "subject": text.task.subject}))
+        for text in texts
+    ]
+
+
+def pack(tokens: Sequence[Sequence[int]], grades: Sequence[int]) -> Packed:
+    """Sequences that begin alike as one, what they share only once.
+
+    Args:
+        tokens: of each candidate, prompt and all.
+        grades: of each candidate.
+    """
+    shortest = min(len(own) for own in tokens)
+    same = (place for place in range(shortest - 1) if len({own[place] for own in tokens}) > 1)
+    shared = next(same, shortest - 1)
+    ids = list(tokens[0][:shared])
+    ends = []
+    for own in tokens:
+        ids += own[shared:]
+        ends.append(len(ids) - 1)
+    return Packed(ids, shared, ends, list(grades))
+
+
+def packed_mask(packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What each token sees, and its position: a candidate sees the prefix and itself, and follows the prefix.
+
+    Returns:
+        The additive mask (1, 1, n, n), and positions (1, n).
+    """
+    size = len(packed.ids)
+    owner = torch.full((size,), -1)
+    positions = torch.arange(size)
+    start = packed.shared
+    for number, end in enumerate(packed.ends):
+        owner[start : end + 1] = number
+        positions[start : end + 1] = torch.arange(packed.shared, packed.shared + end + 1 - start)
+        start = end + 1
+    seen = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
+    seen &= torch.tril(torch.ones(size, size, dtype=torch.bool))
+    mask = torch.zeros(size, size, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return mask[None, None], positions[None]
+
+
+def score_packed(model: Any, packed: Packed) -> Tensor:  # noqa: ANN401 (a transformers model, with or without PEFT)
+    """Scores f of all candidates of a context in one pass (n,), after the sigmoid, float32."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    dtype = next(base.parameters()).dtype
+    mask, positions = packed_mask(packed, dtype)
+    ids = torch.tensor([packed.ids])
+    hidden = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+    scores: Tensor = base.score(hidden[0, packed.ends]).squeeze(-1).float().sigmoid()
+    return scores
+
+
+def pair_accuracy(scores: Sequence[float], grades: Sequence[int]) -> tuple[float, int]:
+    """Of one context's pairs of different grades how many the scores order rightly, ties for half, and of how many."""
+    right, pairs = 0.0, 0
+    for own, grade in zip(scores, grades, strict=True):
+        for other, lower in zip(scores, grades, strict=True):
+            if grade > lower:
+                right += float(own > other) + 0.5 * float(own == other)
+                pairs += 1
+    return right, pairs
+
+
+def read_contexts(
+    texts: Sequence[JudgedText],
+    split: Split,
+    tokenizer: Any,  # noqa: ANN401 (transformers')
+    max_length: int,
+) -> list[Packed]:
+    """Contexts of a split with candidates of at least two grades; those of more tokens than fit lose candidates."""
+    found: defaultdict[str, list[JudgedText]] = defaultdict(list)
+    for text in texts:
+        if text.split == split and text.grade:
+            found[f"{text.task.kind}/{text.context}"].append(text)
+
+    def template(messages: Sequence[Any]) -> str:
+        told = [{"role": "system" if one.type == "system" else "user", "content": one.content} for one in messages]
+        return str(tokenizer.apply_chat_template(told, tokenize=False))
+
+    packed = []
+    for candidates in found.values():
+        tokens = [tokenizer(text)["input_ids"] for text in reward_texts(candidates, template)]
+        grades = [GRADES.index(text.grade) for text in candidates if text.grade]
+        while len(tokens) > 1 and len(pack(tokens, grades).ids) > max_length:
+            tokens, grades = tokens[:-1], grades[:-1]
+        if len(set(grades)) > 1:
+            packed.append(pack(tokens, grades))
+    return packed
+
+
+def train_reward(
+    texts: Sequence[JudgedText],
+    texts_sha256: str,
+    model: str,
+    out: Path,
+    recipe: RewardRecipe,
+    report: Callable[[str], None],
+    command: str,
+) -> dict[str, object]:
+    """Train head and LoRA adapter and write them with their card to `out/adapter`.
+
+    Args:
+        texts: judged texts of all splits.
+        texts_sha256: of their file.
+        model: the judge: a model made here, a directory or a hub name.
+        out: checkpoints, TensorBoard logs and the weights; a run that stopped there goes on if it is the same one.
+        recipe: hyper-parameters.
+        report: called with a sentence.
+        command: for the card.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+    path = model_path(model, report)
+    torch.manual_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
+    lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="SEQ_CLS")
+    tuned = get_peft_model(judge, lora)
+    contexts = {split: read_contexts(texts, split, tokenizer, recipe.max_length) for split in ("train", "validation")}
+    claim(out, {"texts_sha256": texts_sha256, "model": model, "recipe": asdict(recipe)})
+    loss_of = LOSSES[recipe.loss]
+
+    class RewardTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+        """One context a batch."""
+
+        def compute_loss(
+            self,
+            model: Any,  # noqa: ANN401
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Tensor | None = None,
+        ) -> Any:  # noqa: ANN401 (a loss, or a pair with the outputs)
+            """Loss a candidate, so that large contexts don't outweigh small ones."""
+            packed = inputs["packed"]
+            scores = score_packed(model, packed)
+            loss = loss_of(scores, torch.tensor(packed.grades)) / len(packed.grades)
+            return (loss, {"scores": scores}) if return_outputs else loss
+
+    arguments = TrainingArguments(
+        **trainer_arguments(out, recipe),
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulate,
+        num_train_epochs=recipe.epochs,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        label_names=["packed"],
+    )
+    trainer = RewardTrainer(
+        model=tuned,
+        args=arguments,
+        train_dataset=Dataset.from_list([asdict(one) for one in contexts["train"]]),
+        eval_dataset=Dataset.from_list([asdict(one) for one in contexts["validation"][: recipe.validation_contexts]]),
+        data_collator=lambda rows: {"packed": Packed(**rows[0])},
+    )
+    report(f"{len(contexts['train']):,} contexts")
+    told = run_trainer(trainer, out, report)
+    adapter = out / "adapter"
+    trainer.model.to(torch.bfloat16)
+    trainer.save_model(str(adapter))
+    card: dict[str, object] = {
+        "command": command,
+        "sha256": sha256(adapter / ADAPTER_WEIGHTS),
+        "base": model,
+        "base_sha256": sha256(Path(path) / "model.safetensors") if Path(path).is_dir() else None,
+        "texts_sha256": texts_sha256,
+        "recipe": asdict(recipe),
+        "contexts": len(contexts["train"]),
+        **told,
+    }
+    (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card

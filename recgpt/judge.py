@@ -1,10 +1,14 @@
-"""`recgpt judge`: judged texts to tune the judge on and to measure it by."""
+"""`recgpt judge` and `recgpt eval judge`: judged texts to tune the judge on, and to measure it by."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, get_args
 
+import numpy as np
 import typer
 from rich.panel import Panel
 from rich.prompt import Prompt
@@ -12,20 +16,39 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from agents.context import Context
 from agents.judging import fact_lines
-from eval.human import IMPORTERS, VALUES, Rating, read_ratings
+from eval.human import IMPORTERS, VALUES, Rating, by_text, read_ratings
+from eval.judge import (
+    JUDGES,
+    Judge,
+    JudgeRun,
+    grade_figures,
+    injected,
+    injection_figures,
+    judge_texts,
+    people_figures,
+    reliability,
+    write_judge_page,
+)
 from eval.judged import JudgedText, Split, read_judged
-from prompts.rubric import Label, Rubric, load_rubrics
-from recgpt.console import console, reporting, say
+from eval.metrics import Estimate
+from eval.offline import write_metrics
+from prompts.rubric import Label, Rubric, Subject, load_rubrics
+from recgpt.console import console, progress_bar, reporting, say
+from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, Out, Profile, Setting
 from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import SettingError
-from tools.models import sha256
+from tools.logs import logging_to
+from tools.models import BASE_MODEL, JUDGE_MODEL, sha256, weights_name
 from tools.retrieval import open_index
 from training.data import training_view
 from training.judge import write_judge_examples
 from training.judged import make_judged
+from training.runs import claim
 
 TEXTS = Path("runs/judge/texts.jsonl")
 
@@ -119,3 +142,117 @@ def show_text(text: JudgedText, rubric: Rubric, progress: str) -> None:
     scale = Text("\n".join(f"{name}: {meaning}" for name, meaning in rubric.scale.model_dump().items()))
     console.print(Rule(f"{rubric.dimension}, {progress}"), Text(rubric.definition), facts)
     console.print(Panel(Text(text.task.subject), title="text to judge"), scale)
+
+
+def evaluate(
+    out: Out = Path("runs/eval/judge"),
+    texts: Annotated[Path, typer.Option(help="judged texts, see `recgpt judge data`")] = TEXTS,
+    count: Annotated[
+        int, typer.Option("--texts-a-kind", min=1, help="texts of the test split, tags and explanations each")
+    ] = 300,
+    swaps: Annotated[int, typer.Option(min=0, help="of these judged in the opposite order too")] = 60,
+    injections: Annotated[int, typer.Option(min=0, help="texts with an injection")] = 100,
+    tuned: Annotated[str, typer.Option(help="model of the tuned judge")] = JUDGE_MODEL,
+    untuned: Annotated[str | None, typer.Option(help="model of the untuned judge; empty for none")] = BASE_MODEL,
+    human: Annotated[
+        list[Path] | None, typer.Option(help="directory with texts.jsonl and labels.jsonl by people")
+    ] = None,
+    human_count: Annotated[int, typer.Option(min=1, help="texts of each such directory")] = 100,
+    seed: Annotated[int, typer.Option(help="of which texts are taken")] = 7,
+    base_url: BaseUrl = None,
+    profile: Profile = "cpu-compiled",
+    concurrency: Concurrency = 16,
+    setting: Setting = None,
+) -> None:
+    """Measure the judge: against known labels, in the other order, under injections, and against people."""
+    chosen = _chosen(read_judged(texts, "test"), count, seed)
+    attacked = injected([text for text in chosen if text.task.kind == "explanations"], injections, seed)
+    people = {directory.name: _of_people(directory, human_count, seed) for directory in human or []}
+    values: dict[str, Estimate] = {}
+    curves: dict[str, list[tuple[float, float, int]]] = {}
+    for name, model in {"tuned": tuned, "untuned": untuned}.items():
+        if not model:
+            continue
+        context = resolve_context([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
+        claim(
+            out / name,
+            {"texts": sha256(texts), "weights": weights_name(context.model), "threshold": context.judge_threshold},
+        )
+        todo: list[tuple[JudgedText, Judge, bool]] = [(text, judge, False) for judge in JUDGES for text in chosen]
+        todo += [(text, judge, True) for judge in JUDGES for text in _first(chosen, swaps)]
+        todo += [(text, "agents", False) for text in attacked]
+        todo += [(text, "agents", False) for told, _ in people.values() for text in told]
+        _judge_missing(context, todo, out / name / "runs.jsonl", concurrency, profile, f"{name} judge")
+        runs = read_runs_of_judge(out / name / "runs.jsonl")
+        for key, value in grade_figures(chosen, runs).items():
+            values[f"judge.{_with_model(key, name)}"] = value
+        for directory, (_, ratings) in people.items():
+            values |= {
+                f"people.{directory}.{name}.{key}": value for key, value in people_figures(ratings, runs).items()
+            }
+        if name == "tuned":
+            values |= {f"injection.{key}": value for key, value in injection_figures(runs).items()}
+        curves[name] = reliability(chosen, runs)
+    write_metrics(out / "metrics.json", values)
+    write_judge_page(out / "report.html", values, curves)
+    say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
+
+
+def _with_model(key: str, name: str) -> str:
+    """`tags.agents.kappa` as `tags.agents.tuned.kappa`."""
+    kind, judge, figure = key.split(".")
+    return f"{kind}.{judge}.{name}.{figure}"
+
+
+def _chosen(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedText]:
+    """So many graded texts of each kind, in a seeded order."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return _first([texts[place] for place in order if texts[place].grade], count)
+
+
+def _first(texts: Sequence[JudgedText], count: int) -> list[JudgedText]:
+    """The first so many of each kind."""
+    return [text for kind in get_args(Subject) for text in [one for one in texts if one.task.kind == kind][:count]]
+
+
+def _of_people(directory: Path, count: int, seed: int) -> tuple[list[JudgedText], dict[str, dict[str, list[float]]]]:
+    """Texts and the ratings of them by people."""
+    texts = read_judged(directory / "texts.jsonl")
+    ratings = by_text(read_ratings(directory / "labels.jsonl", {text.id for text in texts}))
+    chosen = [texts[place] for place in np.random.default_rng(seed).permutation(len(texts))[:count]]
+    own = {text.id for text in chosen}
+    return chosen, {name: {key: value for key, value in rated.items() if key in own} for name, rated in ratings.items()}
+
+
+def read_runs_of_judge(path: Path) -> list[JudgeRun]:
+    """What a judge made of its texts so far."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [JudgeRun.model_validate_json(line) for line in lines]
+
+
+def _judge_missing(
+    context: Context,
+    todo: Sequence[tuple[JudgedText, Judge, bool]],
+    out: Path,
+    concurrency: int,
+    profile: str,
+    what: str,
+) -> None:
+    """Judge what a file has not yet, a line each; a server is started where something is missing."""
+    cut_to_whole_lines(out)
+    done = {run.key for run in read_runs_of_judge(out)}
+    missing = [(text, judge, reverse) for text, judge, reverse in todo if (text.id, judge, reverse) not in done]
+    if not missing:
+        return
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        serve_for(stack, context, profile)
+        write_line = stack.enter_context(open_output(out))
+        progress = stack.enter_context(progress_bar())
+        task = progress.add_task(what, total=len(todo), completed=len(todo) - len(missing))
+
+        def write(run: JudgeRun) -> None:
+            write_line(run)
+            progress.advance(task)
+
+        asyncio.run(judge_texts(context, missing, concurrency, write))

@@ -16,9 +16,13 @@ from tools.loading import load_once
 BASE_MODEL = "smollm2-135m-instruct"
 """What the package ships, untuned."""
 DEFAULT_MODEL = "recgpt-smollm2-135m"
-"""The same with `ADAPTER` merged into it: what serves all agents on a CPU."""
-ADAPTER = Path(__file__).parent.parent / "training" / "weights" / "sft"
-"""The tuned adapter that comes with the project; its card says where it comes from."""
+"""The same tuned for the agents: what serves them all on a CPU."""
+JUDGE_MODEL = "recgpt-judge-smollm2-135m"
+"""The same tuned for the judge's agents."""
+WEIGHTS = Path(__file__).parent.parent / "training" / "weights"
+ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "sft", JUDGE_MODEL: WEIGHTS / "judge"}
+"""The adapters that make these of the base; they come with the project, their cards say where from."""
+MADE_HERE = (BASE_MODEL, *ADAPTERS)
 MODELS_DIRECTORY = Path("models")
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,21 +32,21 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def model_path(model: str, report: Callable[[str], None]) -> str:
-    """What vLLM is given for a model setting: one of the two models made here, or the name or directory itself.
+    """What vLLM is given for a model setting: one of the models made here, or the name or directory itself.
 
     Raises:
         ModelFilesError: their files are missing or not the recorded ones.
     """
-    if model not in (BASE_MODEL, DEFAULT_MODEL):
+    if model not in MADE_HERE:
         return model
     target = MODELS_DIRECTORY / BASE_MODEL
     if not (target / MANIFEST).is_file():
         convert_base_model(target, report)
     _verify(target)
-    if model == DEFAULT_MODEL:
-        base, target = target, MODELS_DIRECTORY / DEFAULT_MODEL
-        if _merged_adapter(target) != adapter_digest(ADAPTER):
-            merge_adapter(base, ADAPTER, target, report)
+    if adapter := ADAPTERS.get(model):
+        base, target = target, MODELS_DIRECTORY / model
+        if _merged_adapter(target) != adapter_digest(adapter):
+            merge_adapter(base, adapter, target, report)
         _verify(target)
     return str(target)
 
@@ -101,7 +105,7 @@ def adapter_digest(adapter: Path) -> str:
 @load_once(maxsize=8)
 def weights_name(model: str) -> str:
     """A model's name with the digest of what is in it where that is known: another adapter is another model."""
-    return f"{model}@{adapter_digest(ADAPTER)}" if model == DEFAULT_MODEL else model
+    return f"{model}@{adapter_digest(ADAPTERS[model])}" if model in ADAPTERS else model
 
 
 def merge_adapter(base: Path, adapter: Path, target: Path, report: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
-from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL, adapter_digest, model_path, template_of_parts
+from tools.models import ADAPTERS, BASE_MODEL, MADE_HERE, adapter_digest, model_path, template_of_parts
 
 MAX_RANK = 64
 """Largest LoRA rank that a server takes, from the start or later."""
@@ -99,9 +99,11 @@ def serve_command(
         raise ServerError(f"base_url {base_url!r} names no host and port, such as http://127.0.0.1:8400/v1")
     _require(profile)
     adapters = dict(adapters or {})
-    if model == DEFAULT_MODEL and profile.adapters:
-        adapter_digest(ADAPTER)
-        model, adapters = BASE_MODEL, {DEFAULT_MODEL: ADAPTER, **adapters}
+    if model in ADAPTERS and profile.adapters:
+        shipped = {name: adapter for name, adapter in ADAPTERS.items() if name == model or adapter.is_dir()}
+        for adapter in shipped.values():
+            adapter_digest(adapter)
+        model, adapters = BASE_MODEL, {**shipped, **adapters}
     path = model_path(model, report)
     lora = ["--enable-lora", "--max-lora-rank", str(MAX_RANK), "--lora-modules"] if adapters else []
     return [
@@ -111,7 +113,7 @@ def serve_command(
         *_entity_arguments(path, address.port, report),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
-        *(profile.default_model_arguments if model in (BASE_MODEL, DEFAULT_MODEL) else ()),
+        *(profile.default_model_arguments if model in MADE_HERE else ()),
         *lora, *(f"{name}={directory}" for name, directory in adapters.items()),
     ]  # fmt: skip
 
@@ -130,7 +132,7 @@ def _entity_arguments(path: str, port: int, report: Callable[[str], None]) -> li
 
 def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:
     """The environment of the server: nothing is reported, and no hub is asked for a model that is here."""
-    local = model in (BASE_MODEL, DEFAULT_MODEL) or Path(model).is_dir()
+    local = model in MADE_HERE or Path(model).is_dir()
     return os.environ | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

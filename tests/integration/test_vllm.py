@@ -34,7 +34,7 @@ from graphs.intent import graph as intent
 from tools.dataset import open_dataset
 from tools.errors import ServerError
 from tools.hybrid import Reading
-from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL
+from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL
 from tools.serving import CPU, load_adapter, running_server, served_models
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeyp
         assert served_models(base_url) == [BASE_MODEL, DEFAULT_MODEL]
         tuned = answer(DEFAULT_MODEL)
         assert tuned != answer(BASE_MODEL)
-        load_adapter(base_url, "my-expert", ADAPTER)
+        load_adapter(base_url, "my-expert", ADAPTERS[DEFAULT_MODEL])
         assert answer("my-expert") == tuned
         with pytest.raises(ServerError, match=r"did not take .* as 'broken'"):
             load_adapter(base_url, "broken", tmp_path)

@@ -13,7 +13,7 @@ from agents.context import Context
 from recgpt.cli import app
 from tools import serving
 from tools.errors import ServerError
-from tools.models import ADAPTER, BASE_MODEL, DEFAULT_MODEL, adapter_digest
+from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL, adapter_digest
 from tools.serving import CPU, FP8, load_adapter, serve_command
 
 URL = "http://127.0.0.1:8400/v1"
@@ -41,7 +41,7 @@ def test_on_a_gpu_it_is_an_adapter_beside_its_base(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     line = command(FP8, DEFAULT_MODEL)
     assert f"--model made/{BASE_MODEL} --served-model-name {BASE_MODEL}" in line
-    assert f"--lora-modules {DEFAULT_MODEL}={ADAPTER}" in line
+    assert f"--lora-modules {DEFAULT_MODEL}={ADAPTERS[DEFAULT_MODEL]}" in line
 
 
 def test_a_larger_model_needs_no_adapter_and_may_have_some(tmp_path: Path) -> None:
@@ -65,10 +65,10 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_adapter_is_the_one_of_its_card() -> None:
-    card = json.loads((ADAPTER / "card.json").read_text())
-    assert adapter_digest(ADAPTER) == card["sha256"]
+    card = json.loads((ADAPTERS[DEFAULT_MODEL] / "card.json").read_text())
+    assert adapter_digest(ADAPTERS[DEFAULT_MODEL]) == card["sha256"]
     assert {"base", "base_sha256", "data_sha256", "recipe", "hardware", "licence", "command"} <= card.keys()
-    assert sum(path.stat().st_size for path in ADAPTER.iterdir()) < 40e6
+    assert sum(path.stat().st_size for path in ADAPTERS[DEFAULT_MODEL].iterdir()) < 40e6
 
 
 def test_a_new_adapter_is_loaded_without_a_restart(tmp_path: Path) -> None:

@@ -1,0 +1,298 @@
+"""How well the judge grades (section 7): against known labels, against people, in the other order, under injections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from langgraph.graph.state import CompiledStateGraph
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
+
+from agents.context import Context
+from agents.schemas import CallRecord, Failure, JudgeTask, Verdict
+from agents.state import JudgeState
+from eval.agreement import GRADES, LABELS, against_people, agreement_figures, calibration, calibration_error
+from eval.human import VALUES
+from eval.judged import JudgedText
+from eval.metrics import Estimate, estimate
+from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
+from graphs.judge import graph as agents_graph
+from graphs.one_shot_judge import graph as one_shot_graph
+from tools.errors import RecGPTError
+
+INJECTIONS_FILE = Path(__file__).parent / "injections.yaml"
+INJECTED = "+injection"
+"""Ends the id of a text with an injection."""
+
+Judge = Literal["agents", "one_shot"]
+JudgeGraph = CompiledStateGraph[JudgeState, Context, JudgeTask, Any]
+JUDGES: dict[Judge, JudgeGraph] = {"agents": agents_graph, "one_shot": one_shot_graph}
+
+
+class JudgeRun(BaseModel):
+    """What one judge made of one text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text_id: str
+    judge: Judge
+    reverse: bool
+    verdict: Verdict | None
+    """None where a part of the judge gave no valid answer: no grade, and no score."""
+    calls: list[CallRecord]
+    failures: list[Failure]
+
+    @property
+    def key(self) -> tuple[str, Judge, bool]:
+        """What is run once."""
+        return self.text_id, self.judge, self.reverse
+
+
+async def judge_texts(
+    context: Context,
+    todo: Sequence[tuple[JudgedText, Judge, bool]],
+    concurrency: int,
+    write: Callable[[JudgeRun], None],
+) -> None:
+    """Judge texts, `concurrency` at a time; `write` gets each run when it is there.
+
+    Args:
+        context: of all.
+        todo: text, judge, and whether it reads labels and facts in reverse order.
+        concurrency: texts at a time.
+        write: keeps a run.
+
+    Raises:
+        ServerError: the server is gone or refuses; what is judged is written.
+    """
+    slots = asyncio.Semaphore(concurrency)
+
+    async def run(text: JudgedText, judge: Judge, reverse: bool) -> None:
+        async with slots:
+            own = context.model_copy(update={"judge_reverse": reverse})
+            state = await JUDGES[judge].ainvoke(text.task, context=own)
+        judged = state.get("judged", [])
+        failures = state.get("failures", [])
+        if lost := [failure for failure in failures if failure.kind == "server_unreachable"]:
+            raise RecGPTError(lost[0].reason)
+        write(
+            JudgeRun(
+                text_id=text.id,
+                judge=judge,
+                reverse=reverse,
+                verdict=judged[0]["verdict"] if judged else None,
+                calls=state.get("calls", []),
+                failures=failures,
+            )
+        )
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for text, judge, reverse in todo:
+                group.create_task(run(text, judge, reverse))
+    except* RecGPTError as errors:
+        raise errors.exceptions[0] from None
+
+
+@lru_cache(maxsize=1)
+def load_injections() -> list[str]:
+    """Texts that give the judge orders."""
+    found: list[str] = yaml.safe_load(INJECTIONS_FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def injected(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedText]:
+    """Texts that are not Superior, each with an injection behind it, or before it in every fourth."""
+    rng = np.random.default_rng(seed)
+    lower = [text for text in texts if text.grade in ("Bad", "Average")]
+    chosen = [lower[place] for place in rng.permutation(len(lower))[:count]]
+    sentences = load_injections()
+    made = []
+    for number, text in enumerate(chosen):
+        sentence = sentences[number % len(sentences)]
+        parts = (sentence, text.task.subject) if number % 4 == 3 else (text.task.subject, sentence)
+        task = text.task.model_copy(update={"subject": " ".join(parts)})
+        made.append(text.model_copy(update={"id": text.id + INJECTED, "task": task}))
+    return made
+
+
+def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
+    """Of one judge's model: `<kind>.<judge>.<figure>`, and of evaluators `<kind>.<dimension>.<figure>`.
+
+    Figures of grades are those of `agreement_figures`, `valid` (share of texts with a verdict), `calls`,
+    `prompt_tokens`, and `order_swap` (share with the same grade when labels and facts come in the opposite order).
+    """
+    by_id = {text.id: text for text in texts}
+    verdicts = {run.key: run for run in runs}
+    figures: dict[str, Estimate] = {}
+    for kind in ("tags", "explanations"):
+        for judge in JUDGES:
+            own = [run for run in runs if run.judge == judge and not run.reverse and run.text_id in by_id]
+            own = [run for run in own if by_id[run.text_id].task.kind == kind and by_id[run.text_id].grade]
+            if not own:
+                continue
+            pairs = [(run.verdict.grade, by_id[run.text_id].grade or "") for run in own if run.verdict]
+            found = agreement_figures(pairs, GRADES)
+            found["valid"] = estimate([float(run.verdict is not None) for run in own])
+            found["calls"] = estimate([float(len(run.calls)) for run in own])
+            found["prompt_tokens"] = estimate([float(sum(call.prompt_tokens for call in run.calls)) for run in own])
+            swapped = [(run, verdicts.get((run.text_id, judge, True))) for run in own]
+            same = [
+                float(run.verdict.grade == other.verdict.grade)
+                for run, other in swapped
+                if other and other.verdict and run.verdict
+            ]
+            if same:
+                found["order_swap"] = estimate(same)
+            figures |= {f"{kind}.{judge}.{name}": value for name, value in found.items()}
+        figures |= _dimension_figures(kind, by_id, runs)
+    return figures
+
+
+def _dimension_figures(
+    kind: str, by_id: Mapping[str, JudgedText], runs: Sequence[JudgeRun]
+) -> Iterator[tuple[str, Estimate]]:
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    certain: list[tuple[float, bool]] = []
+    for run in runs:
+        text = by_id.get(run.text_id)
+        if run.judge == "agents" and not run.reverse and run.verdict and text and text.task.kind == kind:
+            for label in run.verdict.labels:
+                if known := text.labels.get(label.dimension):
+                    pairs.setdefault(label.dimension, []).append((label.label, known))
+                    if label.probability is not None:
+                        certain.append((label.probability, label.label == known))
+    for dimension, found in pairs.items():
+        for name, value in agreement_figures(found, LABELS).items():
+            yield f"{kind}.{dimension}.{name}", value
+    if certain:
+        error = calibration_error([p for p, _ in certain], [right for _, right in certain])
+        yield f"{kind}.agents.calibration_error", Estimate(error, error, error, len(certain))
+
+
+def reliability(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> list[tuple[float, float, int]]:
+    """Of evaluators' labels, by bins of their probability: mean probability, accuracy and count."""
+    by_id = {text.id: text for text in texts}
+    certain = [
+        (label.probability, label.label == by_id[run.text_id].labels[label.dimension])
+        for run in runs
+        if run.judge == "agents" and not run.reverse and run.verdict and run.text_id in by_id
+        for label in run.verdict.labels
+        if label.probability is not None and label.dimension in by_id[run.text_id].labels
+    ]
+    return calibration([p for p, _ in certain], [right for _, right in certain])
+
+
+def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
+    """`tried` and `raised`: how many texts had an injection, and how many got a higher grade by it."""
+    grades = {
+        run.text_id: run.verdict.grade for run in runs if run.verdict and run.judge == "agents" and not run.reverse
+    }
+    tried = [text_id for text_id in grades if text_id.endswith(INJECTED) and text_id.removesuffix(INJECTED) in grades]
+    raised = [GRADES.index(grades[text_id]) > GRADES.index(grades[text_id.removesuffix(INJECTED)]) for text_id in tried]
+    counts = {"tried": float(len(tried)), "raised": float(sum(raised))}
+    return {name: Estimate(count, count, count, len(tried)) for name, count in counts.items()}
+
+
+def people_figures(
+    ratings: Mapping[str, Mapping[str, Sequence[float]]], runs: Sequence[JudgeRun]
+) -> dict[str, Estimate]:
+    """`<dimension>.{people, judge, pairs}` of `against_people`, a label counting as -1, 0 or 1.
+
+    Args:
+        ratings: values by dimension and text, see `eval.human.by_text`.
+        runs: of the agents on the same texts.
+    """
+    labels: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for label in run.verdict.labels if run.verdict and run.judge == "agents" else []:
+            labels.setdefault(label.dimension, {})[run.text_id] = VALUES[label.label]
+    return {
+        f"{dimension}.{name}": value
+        for dimension, texts in ratings.items()
+        for name, value in against_people(texts, labels.get(dimension, {})).items()
+    }
+
+
+def write_judge_page(
+    path: Path, values: Mapping[str, Estimate], curves: Mapping[str, Sequence[tuple[float, float, int]]]
+) -> None:
+    """The page of the figures, by their keys in `metrics.json`.
+
+    Args:
+        path: of the HTML file.
+        values: all figures.
+        curves: points of the reliability plot by model, see `reliability`.
+    """
+    write_page(
+        path,
+        "The judge",
+        "Grades of texts with labels known by construction, on households and wordings that no judge was tuned on; "
+        "beside them ratings by people. Means with 95 % bootstrap intervals.",
+        {
+            **{
+                f"{kind}: {name}": _judges(values, kind, figure)
+                for kind in ("tags", "explanations")
+                for figure, name in SHOWN.items()
+            },
+            "Reliability: how often labels of a stated probability are right": _reliability_plot(curves),
+            "Against people: rank correlation with a rater's peers": _people_plot(values),
+        },
+        [list_of("All figures", values)],
+    )
+
+
+SHOWN = {
+    "f1_superior": "F1 of Superior",
+    "f1_bad": "F1 of Bad",
+    "accuracy": "accuracy of the grade",
+    "kappa": "weighted kappa",
+}
+
+
+def _judges(values: Mapping[str, Estimate], kind: str, figure: str) -> str:
+    found = {
+        f"{judge}, {model}": values[key]
+        for judge in JUDGES
+        for model in ("tuned", "untuned")
+        if (key := f"judge.{kind}.{judge}.{model}.{figure}") in values
+    }
+    if not found:
+        return ""
+    plot = Figure(figsize=(7.5, 0.6 + 0.3 * len(found)), layout="constrained")
+    draw_bars(plot.subplots(), found, {"agents, tuned": GREEN, "one_shot, tuned": BLUE})
+    return svg_of(plot)
+
+
+def _reliability_plot(curves: Mapping[str, Sequence[tuple[float, float, int]]]) -> str:
+    if not any(curves.values()):
+        return ""
+    plot = Figure(figsize=(4.8, 4.2), layout="constrained")
+    axes = plot.subplots()
+    axes.plot([0, 1], [0, 1], color="#9aa3b2", lw=1, ls="--")
+    for name, points in curves.items():
+        axes.plot([p for p, _, _ in points], [right for _, right, _ in points], marker="o", label=name)
+    axes.set_xlabel("stated probability of the label")
+    axes.set_ylabel("share that is right")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg_of(plot)
+
+
+def _people_plot(values: Mapping[str, Estimate]) -> str:
+    found = {
+        key.removeprefix("people."): value
+        for key, value in values.items()
+        if key.startswith("people.") and not key.endswith(".pairs")
+    }
+    if not found:
+        return ""
+    plot = Figure(figsize=(7.5, 0.6 + 0.24 * len(found)), layout="constrained")
+    draw_bars(plot.subplots(), found, {key: BLUE for key in found if key.endswith(".people")})
+    return svg_of(plot)

@@ -1,0 +1,148 @@
+"""Measuring the judge: scripted judges that are right, wrong, swayed or silent."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from agents.context import Context
+from agents.schemas import Fact, Grade, JudgeTask
+from eval.human import Rating
+from eval.judge import INJECTED, JudgeRun, grade_figures, injected, injection_figures, judge_texts, load_injections
+from eval.judged import JudgedText
+from prompts.rubric import Label
+from recgpt.cli import app
+from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
+from tools.errors import RecGPTError
+
+SUBJECTS: dict[str, tuple[Label, Grade]] = {
+    "A gallon of milk for your week.": ("positive", "Superior"),
+    "This is milk and no more than that.": ("neutral", "Average"),
+    "Milk is made of stone and of sand.": ("negative", "Bad"),
+}
+DIMENSIONS = ["Attractiveness", "Clarity", "Factuality", "Informativeness", "Relevance", "Safety", "Timeliness"]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.agreement.RESAMPLES", 40)
+
+
+def texts() -> list[JudgedText]:
+    made = []
+    for number, (subject, (label, grade)) in enumerate(SUBJECTS.items()):
+        task = JudgeTask(
+            user_id="u", kind="explanations", subject_id="i", subject=subject, facts=[Fact(name="item", text="Milk")]
+        )
+        labels = dict.fromkeys(DIMENSIONS, label)
+        evidence = dict.fromkeys(DIMENSIONS, subject)
+        made.append(
+            JudgedText(
+                id=f"t{number}", split="test", source="s", context="u@2017-10-01T00:00:00", task=task,
+                labels=labels, evidence=evidence, grade=grade,
+            )
+        )  # fmt: skip
+    return made
+
+
+def right(agent: str, body: dict[str, Any]) -> Reply:
+    """Evaluators and the one-shot judge that know the three subjects."""
+    prompt = str(body["messages"][-1]["content"])
+    label, grade = next((told for subject, told in SUBJECTS.items() if subject in prompt), ("neutral", "Average"))
+    if agent == "evaluator":
+        return Reply(json.dumps({"evidence": "t1", "label": label}))
+    if agent == "one_shot":
+        return Reply(json.dumps({"grade": grade, "rationale": "so it is"}))
+    return Reply(good_answer(agent, body))
+
+
+async def run(context: Context, *todo: tuple[JudgedText, Any, bool]) -> list[JudgeRun]:
+    runs: list[JudgeRun] = []
+    await judge_texts(context, todo, 4, runs.append)
+    return runs
+
+
+async def test_judges_that_are_right_agree(context: Context, server: ScriptedServer) -> None:
+    server.answer = right
+    todo = [(text, judge, reverse) for text in texts() for judge in ("agents", "one_shot") for reverse in (False, True)]
+    runs = await run(context, *todo)
+    assert len(runs) == 12
+    figures = grade_figures(texts(), runs)
+    for judge in ("agents", "one_shot"):
+        for name in ("accuracy", "kappa", "f1_superior", "f1_bad", "order_swap", "valid"):
+            assert figures[f"explanations.{judge}.{name}"].mean == pytest.approx(1.0), (judge, name)
+    assert figures["explanations.Clarity.accuracy"].mean == 1.0
+    assert figures["explanations.agents.calls"].mean > figures["explanations.one_shot.calls"].mean == 1.0
+    assert not any(key.startswith("tags") for key in figures)
+
+
+async def test_a_judge_without_a_valid_answer_gives_no_grade_and_no_score(
+    context: Context, server: ScriptedServer
+) -> None:
+    server.answer = lambda agent, body: Reply("nonsense") if agent == "evaluator" else right(agent, body)
+    runs = await run(context, *[(text, "agents", False) for text in texts()])
+    assert all(one.verdict is None and one.failures for one in runs)
+    figures = grade_figures(texts(), runs)
+    assert figures["explanations.agents.valid"].mean == 0.0
+    assert "explanations.agents.accuracy" not in figures
+
+
+async def test_a_server_that_is_gone_ends_the_run(context: Context, server: ScriptedServer) -> None:
+    server.answer = lambda agent, body: Reply(status=503)
+    with pytest.raises(RecGPTError):
+        await run(context, (texts()[0], "one_shot", False))
+
+
+async def test_a_swayed_judge_is_counted(context: Context, server: ScriptedServer) -> None:
+    attacked = injected(texts(), 2, 7)
+    assert {text.grade for text in attacked} == {"Average", "Bad"}
+    assert all(any(sentence in text.task.subject for sentence in load_injections()) for text in attacked)
+
+    def swayed(agent: str, body: dict[str, Any]) -> Reply:
+        prompt = str(body["messages"][-1]["content"])
+        told = agent == "evaluator" and any(sentence[:20] in prompt for sentence in load_injections())
+        return Reply(json.dumps({"evidence": "t1", "label": "positive"})) if told else right(agent, body)
+
+    server.answer = swayed
+    runs = await run(context, *[(text, "agents", False) for text in [*texts(), *attacked]])
+    figures = injection_figures(runs)
+    assert (figures["tried"].mean, figures["raised"].mean) == (2.0, 2.0)
+    bad = next(one.verdict for one in runs if one.verdict and one.verdict.grade == "Bad")
+    steadfast = [one.model_copy(update={"verdict": bad}) if one.text_id.endswith(INJECTED) else one for one in runs]
+    assert injection_figures(steadfast)["raised"].mean == 0.0
+
+
+def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
+    context: Context, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.answer = right
+    path, human = tmp_path / "texts.jsonl", tmp_path / "people"
+    human.mkdir()
+    lines = "".join(text.model_dump_json() + "\n" for text in texts())
+    path.write_text(lines)
+    (human / "texts.jsonl").write_text(lines)
+    ratings = [
+        Rating(text_id=f"t{number}", dimension="Clarity", annotator=who, value=2 - number)
+        for number in range(3)
+        for who in ("a", "b", "c")
+    ]
+    (human / "labels.jsonl").write_text("".join(rating.model_dump_json() + "\n" for rating in ratings))
+    command = [
+        "eval", "judge", "--out", str(tmp_path / "out"), "--texts", str(path), "--tuned", MODEL, "--untuned", "",
+        "--injections", "2", "--swaps", "1", "--human", str(human), "--base-url", context.base_url,
+        "--set", f"answers={tmp_path / 'answers.sqlite'}", "--set", f"dataset={context.dataset}",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    asked = len(server.requests)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert len(server.requests) == asked
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["judge.explanations.agents.tuned.f1_superior"]["mean"] == 1.0
+    assert found["people.people.tuned.Clarity.judge"]["mean"] == pytest.approx(1.0)
+    assert found["injection.tried"]["mean"] == 2.0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"<svg", page) and "F1 of Superior" in page

@@ -62,11 +62,10 @@ async def explain_item(state: ExplanationTask, runtime: Runtime[Context]) -> Exp
 
 
 async def record_unexplained_item(state: ExplanationTask, error: NodeError) -> Command[Any]:
-    """The item goes on without an explanation, to where the others are collected."""
+    """The item goes on without an explanation."""
     item_id = state.item.item_id
     note = f"no explanation for item {item_id}: no valid text"
-    update = {**failed("explainer", item_id, error.error), "degraded": [note]}
-    return Command(update=update, goto="collect_explanations")
+    return Command(update={**failed("explainer", item_id, error.error), "degraded": [note]})
 
 
 async def _explain(

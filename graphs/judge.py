@@ -18,9 +18,10 @@ from agents.evaluator import (
     select_rubrics,
 )
 from agents.reviewer import leave_labels, question_labels, record_reviewer_failure, review_verdict
-from agents.schemas import EvaluationTask, JudgeTask
+from agents.schemas import EvaluationTask, JudgeTask, Verdict
 from agents.state import Judged, JudgeState
 from prompts.rubric import Rubric
+from tools.errors import NoVerdictError
 
 
 def dispatch_evaluators(state: JudgeState) -> list[Send]:
@@ -71,3 +72,17 @@ def build_judge_graph() -> StateGraph[JudgeState, Context, JudgeTask, Any]:
 
 
 graph = build_judge_graph().compile(name="judge")
+
+
+async def judge_text(task: JudgeTask, context: Context) -> Verdict:
+    """The verdict on one text.
+
+    Raises:
+        NoVerdictError: a part of the judge gave no valid answer.
+    """
+    state = await graph.ainvoke(task, context=context)
+    if not state.get("judged"):
+        reasons = "; ".join(f"{failure.agent} ({failure.subject}): {failure.reason}" for failure in state["failures"])
+        raise NoVerdictError(f"no verdict on {task.subject_id!r}: {reasons}")
+    verdict: Verdict = state["judged"][0]["verdict"]
+    return verdict

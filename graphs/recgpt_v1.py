@@ -12,11 +12,11 @@ from langgraph.graph import END, START, StateGraph
 from agents.assembler import assemble_recommendation, collect_explanations, open_request
 from agents.calls import RETRY_UNREACHABLE
 from agents.context import Context
-from agents.explainer import explain_item, record_unexplained_item
 from agents.fallback import record_retrieval_failure
 from agents.schemas import Recommendation, Request
 from agents.state import RecommendState
 from agents.tag_retriever import retrieve_tagged_items
+from graphs.fixed_explanation import graph as fixed_explanation_graph
 from graphs.one_shot_judge import graph as one_shot_judge_graph
 from graphs.recommend import dispatch_explanations, dispatch_judging
 from graphs.routes import graph as routes_graph
@@ -28,7 +28,7 @@ def build_recgpt_v1_graph() -> StateGraph[RecommendState, Context, Request, Any]
     graph.add_node(open_request)
     graph.add_node("infer_intent", routes_graph)
     graph.add_node(retrieve_tagged_items, retry_policy=RETRY_UNREACHABLE, error_handler=record_retrieval_failure)
-    graph.add_node(explain_item, retry_policy=RETRY_UNREACHABLE, error_handler=record_unexplained_item)
+    graph.add_node("explain_item", fixed_explanation_graph)
     graph.add_node(collect_explanations)
     graph.add_node("judge_explanation", one_shot_judge_graph)
     graph.add_node(assemble_recommendation)

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
+from eval.judged import read_judged
 from eval.tags import read_runs
 from recgpt.console import progress_bar, reporting, say
 from recgpt.output import cut_to_whole_lines, open_output
@@ -20,7 +21,7 @@ from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
 from tools.logs import logging_to
-from tools.models import BASE_MODEL, DEFAULT_MODEL
+from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256
 from tools.towers import TOWERS
 from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
@@ -28,6 +29,7 @@ from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
 from training.perception import PERCEPTION_FILE
 from training.ranker import RankerRecipe, train_ranker
+from training.reward_model import LOSSES, Loss, RewardRecipe, train_reward
 from training.sft import RECIPES, TUNED_AGENTS, train
 from training.towers import TowerRecipe, train_towers
 
@@ -151,4 +153,28 @@ def sft(
     if recipe not in RECIPES:
         raise SettingError(f"there is no recipe {recipe!r}; take one of {', '.join(RECIPES)}")
     card = train(agent, data, out, RECIPES[recipe], examples, say, model)
+    say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")
+
+
+def reward(
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="judged texts; several files are one [default: runs/judge/texts.jsonl]")
+    ] = None,
+    model: Annotated[str, typer.Option(help="the judge: a model made here, a directory or a hub name")] = JUDGE_MODEL,
+    loss: Annotated[str, typer.Option(help=f"one of {', '.join(LOSSES)}")] = RewardRecipe.loss,
+    epochs: Annotated[float, typer.Option(help="passes over the contexts")] = RewardRecipe.epochs,
+    seed: Annotated[int, typer.Option(help="of weights and order")] = RewardRecipe.seed,
+    out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
+        "runs/train/reward"
+    ),
+) -> None:
+    """Distil the judge into a reward model: a scalar head on the judge's weights (section 7)."""
+    if loss not in get_args(Loss):
+        raise SettingError(f"there is no loss {loss!r}; take one of {', '.join(LOSSES)}")
+    paths = texts or [Path("runs/judge/texts.jsonl")]
+    found = [text for path in paths for text in read_judged(path)]
+    recipe = RewardRecipe(loss=cast(Loss, loss), epochs=epochs, seed=seed)
+    command = shlex.join(["recgpt", *sys.argv[1:]])
+    digests = [sha256(path) for path in paths]
+    card = train_reward(found, digests, model, out, recipe, say, command)
     say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")

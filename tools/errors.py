@@ -37,3 +37,7 @@ class ServerUnreachableError(ServerError):
 
 class OutputError(RecGPTError):
     """Results could not be written; what was written before is kept."""
+
+
+class NoVerdictError(RecGPTError):
+    """The judge gave no verdict: a part of it had no valid answer. It never becomes a score."""

@@ -198,7 +198,7 @@ def read_contexts(
 
 def train_reward(
     texts: Sequence[JudgedText],
-    texts_sha256: str,
+    texts_sha256: Sequence[str],
     model: str,
     out: Path,
     recipe: RewardRecipe,
@@ -209,7 +209,7 @@ def train_reward(
 
     Args:
         texts: judged texts of all splits.
-        texts_sha256: of their file.
+        texts_sha256: of their files.
         model: the judge: a model made here, a directory or a hub name.
         out: checkpoints, TensorBoard logs and the weights; a run that stopped there goes on if it is the same one.
         recipe: hyper-parameters.
@@ -227,7 +227,7 @@ def train_reward(
     lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="SEQ_CLS")
     tuned = get_peft_model(judge, lora)
     contexts = {split: read_contexts(texts, split, tokenizer, recipe.max_length) for split in ("train", "validation")}
-    claim(out, {"texts_sha256": texts_sha256, "model": model, "recipe": asdict(recipe)})
+    claim(out, {"texts_sha256": list(texts_sha256), "model": model, "recipe": asdict(recipe)})
     loss_of = LOSSES[recipe.loss]
 
     class RewardTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
@@ -273,7 +273,7 @@ def train_reward(
         "sha256": sha256(adapter / ADAPTER_WEIGHTS),
         "base": model,
         "base_sha256": sha256(Path(path) / "model.safetensors") if Path(path).is_dir() else None,
-        "texts_sha256": texts_sha256,
+        "texts_sha256": list(texts_sha256),
         "recipe": asdict(recipe),
         "contexts": len(contexts["train"]),
         **told,

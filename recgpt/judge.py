@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, get_args
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from agents.context import Context
 from agents.judging import fact_lines
+from agents.schemas import JudgeTask
 from eval.human import IMPORTERS, VALUES, Rating, by_text, read_ratings
 from eval.judge import (
     JUDGES,
@@ -32,22 +34,24 @@ from eval.judge import (
     write_judge_page,
 )
 from eval.judged import JudgedText, Split, read_judged
-from eval.metrics import Estimate
+from eval.metrics import Estimate, estimate
 from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
 from recgpt.console import console, progress_bar, reporting, say
-from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, Out, Profile, Setting
+from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
 from recgpt.output import cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import SettingError
 from tools.logs import logging_to
-from tools.models import BASE_MODEL, JUDGE_MODEL, sha256, weights_name
+from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256, weights_name
 from tools.retrieval import open_index
+from training.candidates import Draw, draws_of, grade_samples, sample_all
 from training.data import training_view
 from training.judge import write_judge_examples
-from training.judged import make_judged
+from training.judged import Maker, make_judged
+from training.reward_model import open_reward, pair_accuracy, read_contexts, score_contexts
 from training.runs import claim
 
 TEXTS = Path("runs/judge/texts.jsonl")
@@ -64,19 +68,75 @@ def data(
     """Build texts whose labels are known from what households really bought, and the judge's training examples."""
     whole = open_dataset(dataset)
     index = open_index(whole, open_embedder(embedding_model))
-    counts: dict[Split, int] = {
-        "train": households * 7 // 10,
-        "validation": households // 10,
-        "test": households // 5,
-    }
     texts = out / TEXTS.name
     texts.unlink(missing_ok=True)
     with reporting("judged texts") as step, open_output(texts) as write:
-        for text in make_judged(training_view(whole), index, counts, seed, step):
+        for text in make_judged(training_view(whole), index, split_counts(households), seed, step):
             write(text)
     made = read_judged(texts)
     card = write_judge_examples(made, out, most, seed, sha256(texts))
     say(f"{texts}: {len(made):,} texts; {out / 'examples.parquet'}: {card['examples']}")
+
+
+def sample(
+    out: Annotated[Path, typer.Option(help="JSON lines; goes on with a file that is there")] = Path(
+        "runs/judge/policy.jsonl"
+    ),
+    dataset: DatasetOption = None,
+    households: Annotated[int, typer.Option(min=5, help="the first so many of `recgpt judge data`")] = 60,
+    samples: Annotated[int, typer.Option(min=1, help="of each context: tags, and one item's explanations")] = 4,
+    model: Annotated[str, typer.Option(help="model of the agents that write")] = DEFAULT_MODEL,
+    judge: Annotated[str, typer.Option(help="model of the judge")] = JUDGE_MODEL,
+    base_url: BaseUrl = None,
+    profile: Profile = "cpu-compiled",
+    concurrency: Concurrency = 16,
+    seed: Annotated[int, typer.Option(help="that of `recgpt judge data`")] = 7,
+    setting: Setting = None,
+) -> None:
+    """Let the policy write candidates for the households of `recgpt judge data`, and the judge grade them."""
+    policy = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model)
+    judging = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=judge)
+    whole = open_dataset(policy.dataset)
+    with reporting("contexts") as step:
+        step("opening the index")
+        index = open_index(whole, open_embedder(policy.embedding_model))
+        maker = Maker(training_view(whole), index, seed)
+        draws = list(draws_of(maker, split_counts(households)))
+    cut_to_whole_lines(out)
+    done = {text.context for text in read_judged(out)} if out.exists() else set()
+    todo = [draw for draw in draws if draw.context not in done]
+    if not todo:
+        return
+    sampled: list[tuple[Draw, list[JudgeTask]]] = []
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        serve_for(stack, policy, profile)
+        progress = stack.enter_context(progress_bar())
+        bar = progress.add_task("candidates", total=len(todo))
+
+        def keep(draw: Draw, tasks: list[JudgeTask]) -> None:
+            sampled.append((draw, tasks))
+            progress.advance(bar)
+
+        asyncio.run(sample_all(policy, todo, samples, seed, concurrency, keep))
+    with ExitStack() as stack:
+        stack.enter_context(logging_to(LOG))
+        serve_for(stack, judging, profile)
+        write_line = stack.enter_context(open_output(out))
+        progress = stack.enter_context(progress_bar())
+        bar = progress.add_task("verdicts", total=sum(len(tasks) for _, tasks in sampled))
+
+        def write(text: JudgedText) -> None:
+            write_line(text)
+            progress.advance(bar)
+
+        asyncio.run(grade_samples(judging, sampled, concurrency, write))
+    say(f"{out}: {len(read_judged(out)):,} graded candidates")
+
+
+def split_counts(households: int) -> dict[Split, int]:
+    """How many households of each split."""
+    return {"train": households * 7 // 10, "validation": households // 10, "test": households // 5}
 
 
 def import_labels(
@@ -158,6 +218,9 @@ def evaluate(
         list[Path] | None, typer.Option(help="directory with texts.jsonl and labels.jsonl by people")
     ] = None,
     human_count: Annotated[int, typer.Option(min=1, help="texts of each such directory")] = 100,
+    reward: Annotated[
+        list[Path] | None, typer.Option(help="trained reward model whose order of the texts is measured too")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of which texts are taken")] = 7,
     base_url: BaseUrl = None,
     profile: Profile = "cpu-compiled",
@@ -193,6 +256,9 @@ def evaluate(
         if name == "tuned":
             values |= {f"injection.{key}": value for key, value in injection_figures(runs).items()}
         curves[name] = reliability(chosen, runs)
+    for adapter in reward or []:
+        with reporting(f"reward model {adapter}") as step:
+            values |= reward_figures(adapter, read_judged(texts, "test"), step)
     write_metrics(out / "metrics.json", values)
     write_judge_page(out / "report.html", values, curves)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
@@ -202,6 +268,26 @@ def _with_model(key: str, name: str) -> str:
     """`tags.agents.kappa` as `tags.agents.tuned.kappa`."""
     kind, judge, figure = key.split(".")
     return f"{kind}.{judge}.{name}.{figure}"
+
+
+def reward_figures(adapter: Path, texts: Sequence[JudgedText], report: Callable[[str], None]) -> dict[str, Estimate]:
+    """`reward.<loss>.pair_accuracy`: of the test split's pairs of different grades the share in the right order.
+
+    The mean over contexts; `reward.<loss>.<kind>.pair_accuracy` is of tags or explanations alone.
+    """
+    model, tokenizer = open_reward(adapter, report)
+    recipe = json.loads((adapter / "card.json").read_text())["recipe"]
+    figures: dict[str, Estimate] = {}
+    all_shares: list[float] = []
+    for kind in get_args(Subject):
+        own = [text for text in texts if text.task.kind == kind]
+        contexts = read_contexts(own, "test", tokenizer, recipe["max_length"])
+        scores = score_contexts(model, contexts, report)
+        counted = [pair_accuracy(found, one.grades) for found, one in zip(scores, contexts, strict=True)]
+        shares = [right / pairs for right, pairs in counted]
+        figures[f"reward.{recipe['loss']}.{kind}.pair_accuracy"] = estimate(shares)
+        all_shares += shares
+    return {f"reward.{recipe['loss']}.pair_accuracy": estimate(all_shares), **figures}
 
 
 def _chosen(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedText]:

@@ -8,7 +8,7 @@ They join the constructed texts of the same households: the reward model must or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from agents.claims import find_claims, product_words
 from agents.context import Context
 from agents.judging import explanation_judge_task, tag_judge_tasks
 from agents.schemas import ExplanationTask, JudgeTask, Request, Verdict
-from eval.judged import JudgedText
+from eval.judged import JudgedText, Split
 from graphs.explanation import graph as explanation_graph
 from graphs.intent import graph as intent_graph
 from graphs.judge import judge_text
@@ -26,7 +26,7 @@ from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import NoVerdictError
 from tools.retrieval import open_index
-from training.judged import split_of
+from training.judged import Maker, context_name, split_of
 
 SOURCE = "policy"
 
@@ -41,6 +41,33 @@ class Draw:
     as_of: datetime
     task: ExplanationTask | None
     """Of explanations."""
+
+
+def draws_of(maker: Maker, households: Mapping[Split, int]) -> Iterator[Draw]:
+    """The contexts of the constructed texts of so many households a split: tags, and explanations of one item."""
+    for split, count in households.items():
+        for user_id, as_of in maker.moments(split, count):
+            yield Draw(context_name(user_id, as_of, None), user_id, as_of, None)
+            if facts := maker.explained(user_id, as_of):
+                yield Draw(context_name(user_id, as_of, facts.task.item.item_id), user_id, as_of, facts.task)
+
+
+async def sample_all(
+    policy: Context,
+    draws: Sequence[Draw],
+    samples: int,
+    seed: int,
+    concurrency: int,
+    keep: Callable[[Draw, list[JudgeTask]], None],
+) -> None:
+    """Sample each context, `concurrency` at a time; `keep` gets what came."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def sample(draw: Draw) -> None:
+        async with slots:
+            keep(draw, await sample_texts(policy, draw, samples, seed))
+
+    await asyncio.gather(*map(sample, draws))
 
 
 async def sample_texts(policy: Context, draw: Draw, samples: int, seed: int) -> list[JudgeTask]:

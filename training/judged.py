@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,10 +156,6 @@ class Maker:
             for kind in ("tags", "explanations")
         }
 
-    def cuts(self, user_id: str) -> list[datetime]:
-        """Moments of a household that texts can be made for."""
-        return self._builder.cuts(user_id)
-
     def tags(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
         """Judged tags of one household; the other one's next purchases are the swapped ones."""
         rng = self._generator("tags", user_id, as_of.isoformat())
@@ -181,11 +177,10 @@ class Maker:
         """Judged explanations of one item of the household; the other household's text is the swapped one."""
         rng = self._generator("explanations", user_id, as_of.isoformat())
         words: Wordings = getattr(load_wordings(), split_of(user_id))
-        found = [_facts(task, purpose) for task, purpose in self._builder.explanation_tasks(user_id, as_of)]
-        others = [_facts(task, purpose) for task, purpose in self._builder.explanation_tasks(other_user, other_as_of)]
-        if not found:
+        facts = self.explained(user_id, as_of)
+        if facts is None:
             return []
-        facts = found[int(rng.integers(len(found)))]
+        others = [_facts(*one) for one in self._builder.explanation_tasks(other_user, other_as_of)]
         leaf = facts.task.item.category[-1]
         swapped = [
             other
@@ -201,13 +196,26 @@ class Maker:
             judged.append(self._judged(draft, task, as_of, number))
         return judged
 
+    def explained(self, user_id: str, as_of: datetime) -> Facts | None:
+        """The item whose explanations are judged, one that the household bought next; None where there is none."""
+        found = list(self._builder.explanation_tasks(user_id, as_of))
+        return _facts(*_one(found, self._generator("item", user_id, as_of.isoformat()))) if found else None
+
+    def moments(self, split: Split, count: int) -> list[tuple[str, datetime]]:
+        """So many households of a split, in a seeded order, at a moment each."""
+        users = sorted(self._view.events_before(self._view.last_event)["user_id"].unique())
+        shuffled = [str(user) for user in np.random.default_rng(self._seed).permutation(users)]
+        own = (user for user in shuffled if split_of(user) == split)
+        found = ((user, cuts[0]) for user in own if (cuts := self._builder.cuts(user)))
+        return list(islice(found, count))
+
     def _generator(self, *key: str) -> Generator:
         return np.random.default_rng([self._seed, zlib.crc32("/".join(key).encode())])
 
     def _judged(self, draft: Draft, task: JudgeTask, as_of: datetime, number: int) -> JudgedText:
         labels = {dimension: label for dimension, (label, _) in draft.known.items()}
         complete = labels.keys() == set(self._dimensions[task.kind])
-        context = f"{task.user_id}@{as_of.isoformat()}" + (f"/{task.subject_id}" if task.kind == "explanations" else "")
+        context = context_name(task.user_id, as_of, task.subject_id if task.kind == "explanations" else None)
         return JudgedText(
             id=f"{task.kind}/{context}/{number}",
             split=split_of(task.user_id),
@@ -391,6 +399,11 @@ class Maker:
         }
 
 
+def context_name(user_id: str, as_of: datetime, item_id: str | None) -> str:
+    """What candidates of one context share: household and moment, and of explanations the item."""
+    return f"{user_id}@{as_of.isoformat()}" + (f"/{item_id}" if item_id else "")
+
+
 def make_judged(
     view: Dataset, index: CatalogIndex, households: Mapping[Split, int], seed: int, report: Callable[[str], None]
 ) -> Iterator[JudgedText]:
@@ -404,11 +417,8 @@ def make_judged(
         report: called with a sentence on the progress.
     """
     maker = Maker(view, index, seed)
-    users = sorted(view.events_before(view.last_event)["user_id"].unique())
-    shuffled = [str(user) for user in np.random.default_rng(seed).permutation(users)]
     for split, count in households.items():
-        own = [user for user in shuffled if split_of(user) == split]
-        moments = [(user, cuts[0]) for user in own if (cuts := maker.cuts(user))][: count + 1]
+        moments = maker.moments(split, count + 1)
         for number, (moment, other) in enumerate(pairwise(moments), 1):
             yield from maker.tags(*moment, *other)
             yield from maker.explanations(*moment, *other)

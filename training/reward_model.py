@@ -23,7 +23,8 @@ from agents.schemas import Fact
 from eval.agreement import GRADES
 from eval.judged import JudgedText, Split
 from prompts.template import load_prompt
-from tools.models import ADAPTER_WEIGHTS, model_path, sha256
+from tools.errors import ModelFilesError
+from tools.models import ADAPTER_WEIGHTS, adapter_digest, model_path, sha256
 from training.runs import claim, run_trainer, trainer_arguments
 
 VERSION = "v1"
@@ -280,3 +281,34 @@ def train_reward(
     }
     (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def open_reward(adapter: Path, report: Callable[[str], None]) -> tuple[Any, Any]:
+    """A trained reward model and its tokenizer.
+
+    Raises:
+        ModelFilesError: the weights are not those of their card, or the card is of another base model.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    adapter_digest(adapter)
+    card = json.loads((adapter / "card.json").read_text())
+    path = model_path(card["base"], report)
+    if card["base_sha256"] and (found := sha256(Path(path) / "model.safetensors")) != card["base_sha256"]:
+        raise ModelFilesError(
+            f"{adapter} was trained on {card['base']} with SHA-256 {card['base_sha256']}, {path} has {found}: train it "
+            "anew with `recgpt train reward`"
+        )
+    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
+    return PeftModel.from_pretrained(judge, str(adapter)).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def score_contexts(model: Any, contexts: Sequence[Packed], report: Callable[[str], None]) -> list[list[float]]:  # noqa: ANN401
+    """Scores of the candidates of each context."""
+    scores = []
+    with torch.inference_mode():
+        for number, packed in enumerate(contexts, 1):
+            scores.append(score_packed(model, packed).tolist())
+            report(f"{number} of {len(contexts)} contexts")
+    return scores

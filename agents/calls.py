@@ -164,6 +164,16 @@ def failed(agent: str, subject: str, error: BaseException) -> Trail:
     raise error
 
 
+def raise_if_gone(failures: Sequence[Failure]) -> None:
+    """For callers to whom a run without its server is no result.
+
+    Raises:
+        ServerUnreachableError: the server did not answer one of the calls.
+    """
+    if lost := [failure for failure in failures if failure.kind == "server_unreachable"]:
+        raise ServerUnreachableError(lost[0].reason)
+
+
 def _validate(schema: type[T], text: str, cut_off: bool) -> tuple[T | None, str]:
     if cut_off:
         return None, "it was too long and was cut off"

@@ -23,13 +23,21 @@ WORDS = (4, 45)
 LANGUAGE = "en"
 """Of the prompts, and so of what is written."""
 
+MARGIN = 20.0
+"""Log-likelihood by which another language must lead: short English sentences are now and then taken for Latin."""
+
 Fault = str | None
 """The words that are at fault."""
 
 
 async def check_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
-    """Label one dimension by its check; the evidence is the words at fault, or the whole text."""
+    """Label one dimension by its check; the evidence is the words at fault, or the whole text.
+
+    What can't be checked has no label: the claims of a text that code has not read.
+    """
     assert state.rubric.check
+    if state.rubric.check == "grounding" and state.claims is None:
+        return {}
     fault = await CHECKS[state.rubric.check](state, context_of(runtime))
     label = DimensionLabel(
         dimension=state.rubric.dimension,
@@ -49,12 +57,12 @@ async def _language(task: EvaluationTask, context: Context) -> Fault:
     """By the whole text; of a few words nobody can tell."""
     if len(task.subject.split()) < WORDS[0]:
         return None
-    found, _ = await asyncio.to_thread(py3langid.classify, task.subject)
-    return None if found == LANGUAGE else task.subject
+    scores = dict(await asyncio.to_thread(py3langid.rank, task.subject))
+    return None if scores[LANGUAGE] > max(scores.values()) - MARGIN else task.subject
 
 
 async def _grounding(task: EvaluationTask, context: Context) -> Fault:
-    wrong = unfounded(task.claims)
+    wrong = unfounded(task.claims or [])
     if not wrong:
         return None
     return next((line["text"] for line in subject_lines(task.subject) if wrong[0].text in line["text"]), wrong[0].text)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from agents.schemas import Claim, ExplanationTask
 from agents.wording import moment_text, shelf_text
 from tools.dataset import Dataset
+from tools.history import HistoryLine
 from tools.loading import load_once
 from tools.retrieval import leaf_paths
 
@@ -59,9 +60,9 @@ _NUMBER = re.compile(
     rf"(?:[\s-]?(?P<unit>{'|'.join(map(re.escape, sorted(_UNIT_OF, key=len, reverse=True)))})(?![a-z]))?",
     re.IGNORECASE,
 )
-_USE = re.compile(r"\b(?:for|fits|helps with|makes)\b[^.?!;:]*", re.IGNORECASE)
-"""What a thing is for is an idea and no fact of it, as long as nothing in it is said to be the household's."""
-_YOURS = re.compile(r"\byou", re.IGNORECASE)
+_USE = re.compile(r"\b(?:for|fits|helps with|makes)\b[^.?!;:,]*", re.IGNORECASE)
+"""What a thing is for is an idea and no fact of it, unless it speaks of the item or of the household's things."""
+_OF_ITS_OWN = re.compile(r"\byou|\bthis\b|\bit\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z][a-z'’-]*")
 
 Number = tuple[float, str | None]
@@ -107,9 +108,9 @@ def find_claims(text: str, task: ExplanationTask, products: frozenset[str]) -> l
         task: the item, the history and the signals that it was written from.
         products: see `product_words`.
     """
-    facts = _Facts(task)
-    uses = [match.span() for match in _USE.finditer(text) if not _YOURS.search(match[0])]
-    found = [*_products(text, facts, products), *_numbers(text, facts), *_phrases(text, facts, task, products)]
+    facts = _Facts(task, _singular_words(text), products)
+    uses = [match.span() for match in _USE.finditer(text) if not _OF_ITS_OWN.search(match[0])]
+    found = [*_products(text, facts, products), *_numbers(text, facts), *_phrases(text, facts, task)]
     return [
         claim
         for place, claim in sorted(found, key=lambda pair: pair[0])
@@ -124,13 +125,11 @@ def unfounded(claims: Sequence[Claim]) -> list[Claim]:
 
 def plain_explanation(task: ExplanationTask) -> str:
     """One true sentence from the facts of the task: what is shown where no model wrote one that holds."""
-    leaf = task.item.category[-1] if task.item.category else task.item.title
-    bought = [line for line in task.own if line.action == "purchase"]
-    if bought:
-        times = sum(line.times for line in bought)
-        return f"You bought {leaf} {'once' if times == 1 else f'{times} times'} before."
+    own = [line for line in task.own if line.action == "purchase"]
     others = [line for line in task.evidence if line.action == "purchase"]
     about = [signal for signal in task.signals if signal.categories]
+    if own:  # of several titles of one leaf no fact says how often together
+        return f"You bought {own[0].text} {'once' if own[0].times == 1 else f'{own[0].times} times'} before."
     if about:
         return f"{task.item.title}: {about[0].text[0].lower()}{about[0].text[1:]}."
     if others:
@@ -149,7 +148,14 @@ def singular(word: str) -> str:
 class _Facts:
     """What a text may say, by the id that a claim is linked to: `item`, `shelf`, `h3`, `s1`, `moment`."""
 
-    def __init__(self, task: ExplanationTask) -> None:
+    def __init__(self, task: ExplanationTask, said: Sequence[str], products: frozenset[str]) -> None:
+        """Read the facts of a task.
+
+        Args:
+            task: what the text was written from.
+            said: its words.
+            products: see `product_words`.
+        """
         lines = {line.id: line for line in [*task.own, *task.evidence]}
         texts = {
             "item": task.item.title,
@@ -167,23 +173,41 @@ class _Facts:
             numbers |= {(float(week), "week") for week, days in weeks if abs(7 * week - days) <= 1}
         if task.item.price is not None:
             self._numbers["item"].add((task.item.price, "dollar"))
+        named = products.intersection(said)
 
-    def saying(self, phrase: str) -> str | None:
-        """Id of the first fact with these words."""
+        def is_named(line: HistoryLine) -> bool:
+            own = [_singular_words(text) for text in (line.leaf or "", line.text)]
+            return any(_within(words, said) for words in own) or bool(named.intersection(own[1]))
+
+        self.named = [line for line in task.evidence if is_named(line)]
+        """Lines of other products that the text speaks of."""
+        self._told = {"item", "shelf", "moment", *(line.id for line in [*task.own, *self.named])}
+        self._told |= {signal.id for signal in task.signals}
+
+    def saying(self, phrase: str, of_what_is_told: bool = False) -> str | None:
+        """Id of the first fact with these words; if so, of item, signals and the lines that the text speaks of."""
         words = _singular_words(phrase)
-        return next((key for key, text in self._words.items() if _within(words, text)), None)
+        facts = self._words.items()
+        return next((key for key, text in facts if _within(words, text) and self._counts(key, of_what_is_told)), None)
 
     def counting(self, number: Number) -> str | None:
-        """Id of the first fact with this number in its unit; a number without unit may be any."""
+        """Id of the first fact with this number in its unit; a number without unit may be any.
+
+        Of history lines, those that the text speaks of: nine purchases of bread are none of milk.
+        """
         value, unit = number
         return next(
             (
                 key
                 for key, numbers in self._numbers.items()
-                if any(value == own and unit in (None, own_unit) for own, own_unit in numbers)
+                if self._counts(key, True)
+                and any(value == own and unit in (None, own_unit) for own, own_unit in numbers)
             ),
             None,
         )
+
+    def _counts(self, key: str, of_what_is_told: bool) -> bool:
+        return not of_what_is_told or key in self._told
 
 
 def _products(text: str, facts: _Facts, products: frozenset[str]) -> Iterator[tuple[int, Claim]]:
@@ -212,27 +236,15 @@ def _read_numbers(text: str) -> Iterator[tuple[int, str, Number]]:
             yield match.start(), match[0].strip(), (float(word.replace(",", ".")), unit)
 
 
-def _phrases(text: str, facts: _Facts, task: ExplanationTask, products: frozenset[str]) -> Iterator[tuple[int, Claim]]:
+def _phrases(text: str, facts: _Facts, task: ExplanationTask) -> Iterator[tuple[int, Claim]]:
     """Claims by the phrases of `claims.yaml`; a fact that says a phrase itself always supports it."""
     words = load_claim_words()
     own = next((line.id for line in task.own if line.action == "purchase"), None)
     kinds = {signal.kind: signal.id for signal in reversed(task.signals)}
-    said_words = _singular_words(text)
-    named = products.intersection(said_words)
-    bought = own or next(
-        (
-            line.id
-            for line in task.evidence
-            if line.action == "purchase"
-            and (
-                named.intersection(_singular_words(line.text)) or _within(_singular_words(line.leaf or ""), said_words)
-            )
-        ),
-        None,
-    )
+    bought = own or next((line.id for line in facts.named if line.action == "purchase"), None)
     supports: Mapping[str, tuple[Sequence[str], Callable[[str], str | None]]] = {
         "occasion": (words.holidays, lambda phrase: kinds.get("holiday")),
-        "property": (words.properties, facts.saying),
+        "property": (words.properties, lambda phrase: None),
         "promotion": (words.promotions, lambda phrase: kinds.get("promotion")),
         "trend": (words.trends, lambda phrase: kinds.get("trend")),
         "habit": (words.habits, lambda phrase: own),
@@ -246,10 +258,8 @@ def _phrases(text: str, facts: _Facts, task: ExplanationTask, products: frozense
             yield start, Claim(text=said, kind="occasion", support=support)
     for kind, (phrases, support_of) in supports.items():
         for start, said in _said(text, tuple(phrases)):
-            yield (
-                start,
-                Claim.model_validate({"text": said, "kind": kind, "support": support_of(said) or facts.saying(said)}),
-            )
+            support = support_of(said) or facts.saying(said, of_what_is_told=True)
+            yield start, Claim.model_validate({"text": said, "kind": kind, "support": support})
 
 
 @lru_cache(maxsize=64)

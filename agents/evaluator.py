@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from langgraph.errors import NodeError
@@ -73,7 +73,7 @@ async def keep_label(state: EvaluationTask, error: NodeError) -> Command[Any]:
     """Without a second answer the first label stands."""
     note = f"{state.subject_id}: {state.rubric.dimension} was sent back, and had no valid second label"
     trail = failed("evaluator", f"{state.subject_id}/{state.rubric.dimension}", error.error)
-    return Command(update={**trail, "failures": [], "degraded": [note]}, goto="review_verdict")
+    return Command(update={**trail, "failures": [], "degraded": [note], "doubt": None}, goto="review_verdict")
 
 
 def evaluator_values(task: EvaluationTask, reverse: bool) -> dict[str, Value]:
@@ -85,7 +85,12 @@ def evaluator_values(task: EvaluationTask, reverse: bool) -> dict[str, Value]:
     """
     rubric = task.rubric
     order = -1 if reverse else 1
-    doubts = [task.doubt.against.model_dump()] if task.doubt else []
+    ids = {line: name for name, line in reversed(quotes(task.facts, task.subject).items())}
+    doubts: list[Mapping[str, Any]] = []
+    if task.doubt:  # the line by its id: its words may be of the text, and stand nowhere but among the data
+        against = task.doubt.against
+        line = ids.get(against.evidence, "a line that you do not see")
+        doubts = [{"dimension": against.dimension, "label": against.label, "line": line}]
     return {
         "dimension": rubric.dimension,
         "definition": rubric.definition,

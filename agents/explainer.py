@@ -42,17 +42,20 @@ async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> Exp
     return await _explain(runtime, prompt, values, state, state.style, checked_text(check))
 
 
-async def record_explanation_failure(state: StyledTask, error: NodeError) -> Command[Any]:
+async def record_explanation_failure(state: StyledTask, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """A plain true sentence stands in."""
     trail = failed("explainer", state.item.item_id, error.error)
-    return Command(update={**trail, **explain_plainly(state, state.style, "no valid text")})
+    return Command(update={**trail, **await explain_plainly(runtime, state, state.style, "no valid text")})
 
 
-def explain_plainly(task: ExplanationTask, style: StyleGuideline | None, why: str) -> ExplanationState:
+async def explain_plainly(
+    runtime: Runtime[Context], task: ExplanationTask, style: StyleGuideline | None, why: str
+) -> ExplanationState:
     """The item with a sentence made of the facts of the task, marked as such."""
-    text = plain_explanation(task)
+    products = await asyncio.to_thread(_products, context_of(runtime))
+    explained = _explained(task, style, plain_explanation(task), "plain", products)
     note = f"explanation of item {task.item.item_id} is a plain sentence: {why}"
-    return {"explained": [_explained(task, style, text, "plain", frozenset())], "degraded": [note]}
+    return {"explained": [explained], "degraded": [note]}
 
 
 async def explain_item(state: ExplanationTask, runtime: Runtime[Context]) -> ExplanationState:

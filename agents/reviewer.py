@@ -12,9 +12,10 @@ from langgraph.types import Command
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
 from agents.judging import fact_lines, subject_lines
-from agents.schemas import DimensionLabel, Doubt, Grade, ReviewTask, Verdict, question_schema, review_schema
+from agents.schemas import DimensionLabel, Doubt, Grade, JudgeTask, ReviewTask, Verdict, question_schema, review_schema
 from agents.state import JudgedSubject, JudgeState
 from prompts.rubric import Rubric
+from prompts.template import Value
 
 REVIEW_TOKENS = 140
 QUESTION_TOKENS = 20
@@ -57,31 +58,20 @@ def contradictions(
 async def question_labels(state: ReviewTask, runtime: Runtime[Context]) -> JudgeState:
     """Where labels exclude each other, have the agent name the dimension that is judged again, once.
 
-    What code decided is not judged again.
+    A text that code found faulty is Bad whatever they say: then nothing is asked.
     """
     pairs = contradictions(state.labels, state.rubrics)
-    if not pairs or state.failures:
-        return {"doubt": None}
     checks = {rubric.dimension for rubric in state.rubrics if rubric.check}
+    faulty = any(label.label == "negative" for label in state.labels if label.dimension in checks)
+    if not pairs or faulty or state.failures:
+        return {"doubt": None}
     others = {label.dimension: other for pair in pairs for label, other in (pair, pair[::-1])}
     context = context_of(runtime)
     asked = await ask(
         runtime,
         await read_prompt("reviewer", QUESTION_PROMPT, None),
-        {
-            "contradictions": [
-                {
-                    "negative": negative.dimension,
-                    "evidence": negative.evidence,
-                    "positive": positive.dimension,
-                    "other": positive.evidence,
-                }
-                for negative, positive in pairs
-            ],
-            "facts": fact_lines(state.facts),
-            "subject": subject_lines(state.subject),
-        },
-        question_schema(sorted(others.keys() - checks)),
+        question_values(pairs, state),
+        question_schema(sorted(others)),
         user_id=state.user_id,
         subject=state.subject_id,
         temperature=context.reviewer_temperature,
@@ -111,17 +101,14 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
     labels = [last[dimension] for dimension in sorted(last)]
     checks = [rubric.dimension for rubric in state.rubrics if rubric.check]
     grade = grade_labels(labels, context.judge_threshold, checks)
+    # Checks that found nothing tell nothing.
+    shown = [label for label in labels if label.dimension not in checks or label.label == "negative"]
     prompt = await read_prompt("reviewer", context.reviewer_prompt, context.reviewer_instructions)
     asked = await ask(
         runtime,
         prompt,
-        {
-            "grade": grade,
-            "labels": [label.model_dump() for label in labels],
-            "facts": fact_lines(state.facts),
-            "subject": subject_lines(state.subject),
-        },
-        review_schema([label.dimension for label in labels]),
+        review_values(grade, shown, state),
+        review_schema(deciding(grade, shown)),
         user_id=state.user_id,
         subject=state.subject_id,
         temperature=context.reviewer_temperature,
@@ -139,6 +126,39 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
         "calls": asked.calls,
         "rejected": asked.rejected,
     }
+
+
+def question_values(pairs: Sequence[tuple[DimensionLabel, DimensionLabel]], task: JudgeTask) -> dict[str, Value]:
+    """The fields of the reviewer's question."""
+    return {
+        "contradictions": [
+            {
+                "negative": negative.dimension,
+                "evidence": negative.evidence,
+                "positive": positive.dimension,
+                "other": positive.evidence,
+            }
+            for negative, positive in pairs
+        ],
+        "facts": fact_lines(task.facts),
+        "subject": subject_lines(task.subject),
+    }
+
+
+def review_values(grade: Grade, labels: Sequence[DimensionLabel], task: JudgeTask) -> dict[str, Value]:
+    """The fields of the reviewer's prompt."""
+    return {
+        "grade": grade,
+        "labels": [label.model_dump() for label in labels],
+        "facts": fact_lines(task.facts),
+        "subject": subject_lines(task.subject),
+    }
+
+
+def deciding(grade: Grade, labels: Sequence[DimensionLabel]) -> list[str]:
+    """The dimensions that may have decided a grade: negative ones of Bad, neutral of Average, positive of Superior."""
+    wanted = {"Bad": "negative", "Average": "neutral", "Superior": "positive"}[grade]
+    return [label.dimension for label in labels if label.label == wanted]
 
 
 async def record_reviewer_failure(state: ReviewTask, error: NodeError) -> Command[Any]:

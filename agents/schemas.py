@@ -211,7 +211,9 @@ class JudgeTask(Record):
     subject_id: str = Field(description="the item id or tag that the verdict is about")
     subject: str = Field(description="the text to judge; an empty one is a fault and no error")
     facts: list[Fact]
-    claims: list[Claim] = Field([], description="of an explanation what code read in it, see `agents.claims`")
+    claims: list[Claim] | None = Field(
+        None, description="of an explanation what code read in it, see `agents.claims`; None where code read nothing"
+    )
 
 
 class ReviewTask(JudgeTask):
@@ -380,10 +382,13 @@ class ExplanationText(Answer):
 
 
 class EvaluatorAnswer(Answer):
-    """One evaluator's answer: the id of the line that decides, then the label."""
+    """One evaluator's answer: the label, then the id of the line that decides.
 
-    evidence: str
+    In this order the label's probability is its own, and not that of a label for a line that was already named.
+    """
+
     label: Label
+    evidence: str
 
 
 class OneShotGrade(Answer):

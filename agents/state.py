@@ -94,7 +94,7 @@ class JudgeState(Judged, total=False):
     subject_id: str
     subject: str
     facts: list[Fact]
-    claims: list[Claim]
+    claims: list[Claim] | None
     rubrics: list[Rubric]
     labels: Annotated[list[DimensionLabel], add]
     doubt: Doubt | None

@@ -36,10 +36,10 @@ async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> Expl
     return {"style": asked.answer, "calls": asked.calls, "rejected": asked.rejected}
 
 
-async def record_style_failure(state: ExplanationTask, error: NodeError) -> Command[Any]:
+async def record_style_failure(state: ExplanationTask, runtime: Runtime[Context], error: NodeError) -> Command[Any]:
     """Without a guideline a plain true sentence stands in for the explanation."""
     trail = failed("style", state.item.item_id, error.error)
-    return Command(update={**trail, **explain_plainly(state, None, "no valid style guideline")})
+    return Command(update={**trail, **await explain_plainly(runtime, state, None, "no valid style guideline")})
 
 
 def style_values(task: ExplanationTask) -> dict[str, Value]:

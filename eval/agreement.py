@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import get_args
@@ -11,7 +12,7 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.metrics import cohen_kappa_score, f1_score
+from sklearn.metrics import cohen_kappa_score
 
 from agents.schemas import Grade
 from eval.metrics import RESAMPLES, Estimate, estimate
@@ -26,42 +27,103 @@ BINS = 10
 
 Places = NDArray[np.int64]
 """Of values on their scale, from 0."""
+Statistic = Callable[[Places, Places], float]
+"""Of found and true values."""
 
 
-def agreement_figures(pairs: Sequence[tuple[str, str]], scale: Sequence[str]) -> dict[str, Estimate]:
-    """How far found values agree with the true ones.
+@dataclass(frozen=True)
+class Judged:
+    """A value that was found, the true one, and the household of the text."""
+
+    found: str | None
+    """None where there was no verdict: always a wrong one."""
+    true: str
+    household: str
+
+
+def agreement_figures(judged: Sequence[Judged], scale: Sequence[str]) -> dict[str, Estimate]:
+    """How far found values agree with the true ones; intervals are over households, whose texts share their facts.
 
     Args:
-        pairs: found and true value of each text.
+        judged: of each text.
         scale: the values from the lowest to the highest.
 
     Returns:
         `accuracy`, `f1_<value>` of the lowest and the highest, `kappa` (Cohen's, linear weights) and `alpha`
         (Krippendorff's, ordinal). A value that neither side has leaves its F1 out.
     """
-    if not pairs:
+    if not judged:
         return {}
-    found, true = (np.array([scale.index(pair[side]) for pair in pairs]) for side in (0, 1))
-    figures = {
-        "accuracy": estimate((found == true).astype(float).tolist()),
-        "kappa": resampled(lambda own, other: _kappa(own, other, len(scale)), found, true),
-        "alpha": resampled(lambda own, other: alpha([own.tolist(), other.tolist()]), found, true),
-    }
-    for place in (0, len(scale) - 1):
-        if place in found or place in true:
-            figures[f"f1_{scale[place].lower()}"] = resampled(partial(_f1, place), found, true)
+    found, true, households = _places(judged, scale)
+    figures = {}
+    for name, statistic in _statistics(scale).items():
+        if not name.startswith("f1_") or _place_of(name, scale) in {*found, *true}:
+            drawn = [statistic(found[rows], true[rows]) for rows in _draws(households)]
+            figures[name] = _interval(statistic(found, true), drawn, len(found))
     return figures
 
 
-def resampled(statistic: Callable[[Places, Places], float], found: Places, true: Places, seed: int = 0) -> Estimate:
-    """A statistic of pairs with its 95 % bootstrap interval (percentile); resamples without a value are left out."""
+def gains(own: Sequence[Judged], other: Sequence[Judged], scale: Sequence[str]) -> dict[str, Estimate]:
+    """What one judge has more than another one on the same texts, in the figures of `agreement_figures`.
+
+    Args:
+        own: of each text.
+        other: of the same texts, in the same order.
+        scale: the values from the lowest to the highest.
+    """
+    if not own:
+        return {}
+    found, true, households = _places(own, scale)
+    beside, _, _ = _places(other, scale)
+    figures = {}
+    for name, statistic in _statistics(scale).items():
+        drawn = [
+            statistic(found[rows], true[rows]) - statistic(beside[rows], true[rows]) for rows in _draws(households)
+        ]
+        figures[name] = _interval(statistic(found, true) - statistic(beside, true), drawn, len(found))
+    return figures
+
+
+def _statistics(scale: Sequence[str]) -> dict[str, Statistic]:
+    return {
+        "accuracy": lambda found, true: float((found == true).mean()),
+        "kappa": partial(_kappa, len(scale)),
+        "alpha": lambda found, true: alpha([found.tolist(), true.tolist()]),
+        **{f"f1_{scale[place].lower()}": partial(_f1, place) for place in (0, len(scale) - 1)},
+    }
+
+
+def _place_of(name: str, scale: Sequence[str]) -> int:
+    return [value.lower() for value in scale].index(name.removeprefix("f1_"))
+
+
+def _places(judged: Sequence[Judged], scale: Sequence[str]) -> tuple[Places, Places, NDArray[np.str_]]:
+    true = np.array([scale.index(one.true) for one in judged])
+    # Without a verdict a value that is wrong, and by which the F1 of neither end gains.
+    middle = len(scale) // 2
+    found = np.array(
+        [
+            scale.index(one.found) if one.found is not None else (middle if place != middle else 0)
+            for one, place in zip(judged, true, strict=True)
+        ]
+    )
+    return found, true, np.array([one.household for one in judged])
+
+
+def _draws(households: NDArray[np.str_], seed: int = 0) -> Iterator[Places]:
+    """Rows of resampled households, each with all its texts."""
     generator = np.random.default_rng(seed)
-    value = statistic(found, true)
-    drawn = [generator.integers(len(found), size=len(found)) for _ in range(RESAMPLES // 4)]
-    values = [statistic(found[places], true[places]) for places in drawn]
-    finite = [one for one in values if np.isfinite(one)]
+    names, members = np.unique(households, return_inverse=True)
+    rows = [np.flatnonzero(members == number) for number in range(len(names))]
+    for _ in range(RESAMPLES // 4):
+        yield np.concatenate([rows[number] for number in generator.integers(len(names), size=len(names))])
+
+
+def _interval(value: float, drawn: Sequence[float], n: int) -> Estimate:
+    """95 %, percentile; resamples without a value are left out."""
+    finite = [one for one in drawn if np.isfinite(one)]
     low, high = np.percentile(finite, [2.5, 97.5]) if finite else (value, value)
-    return Estimate(float(value), float(low), float(high), len(found))
+    return Estimate(float(value), float(low), float(high), n)
 
 
 def alpha(ratings: Sequence[Sequence[float | None]]) -> float:
@@ -97,57 +159,58 @@ def calibration(probabilities: Sequence[float], right: Sequence[bool]) -> list[t
     ]
 
 
-def against_people(
-    ratings: Mapping[str, Sequence[float]], judged: Mapping[str, float], seed: int = 0
-) -> dict[str, Estimate]:
+def against_people(ratings: Mapping[str, Sequence[float]], judged: Mapping[str, float]) -> dict[str, Estimate]:
     """Whether a judge agrees with a rater's peers as well as the rater does.
 
-    For each rater in turn: the rank correlation (Spearman) of the rater, and of the judge, with the mean of the other
-    raters, over all texts; both are means over raters.
+    Each rating stands beside the mean of the text's other ratings: `people` is the rank correlation (Spearman) of
+    ratings and these means, `judge` that of the judge's value and the same means.
 
     Args:
-        ratings: of each text the same number of raters' values, at least two; a column stands for a rater.
-        judged: the judge's value of the same texts; those without one are left out.
-        seed: of the bootstrap over texts.
+        ratings: raters' values by text; texts with fewer than two are left out.
+        judged: the judge's value by text; those without one are left out.
 
     Returns:
-        `people`, `judge`, and `pairs`: the share of pairs of raters of a text that gave the same value.
+        `people`, `judge`, `alpha` (Krippendorff's, ordinal, among the raters), and `pairs`: the share of pairs of
+        raters of a text that gave the same value.
     """
-    texts = [text for text in ratings if text in judged]
-    raters = min((len(ratings[text]) for text in texts), default=0)
-    if raters < 2:
+    texts = [text for text, values in ratings.items() if text in judged and len(values) > 1]
+    if not texts:
         return {}
-    table = np.array([ratings[text][:raters] for text in texts], dtype=float)
-    own = np.array([judged[text] for text in texts], dtype=float)
-    same = [float(np.mean([one == other for one, other in combinations(row, 2)])) for row in table]
+    rows = [
+        (text, value, (sum(ratings[text]) - value) / (len(ratings[text]) - 1), judged[text])
+        for text in texts
+        for value in ratings[text]
+    ]
+    names = np.array([text for text, *_ in rows])
+    values, peers, own = (np.array([row[column] for row in rows], dtype=float) for column in (1, 2, 3))
 
-    def of_raters(rows: Places, value: Callable[[int], NDArray[np.float64]]) -> float:
-        found = []
-        for rater in range(raters):
-            peers = np.delete(table, rater, axis=1).mean(axis=1)[rows]
-            mine = value(rater)[rows]
-            found.append(float(spearmanr(mine, peers).statistic) if np.ptp(mine) and np.ptp(peers) else 0.0)
-        return float(np.mean(found))
+    def correlation(mine: NDArray[np.float64]) -> Estimate:
+        def of(drawn: Places) -> float:
+            some, others = mine[drawn], peers[drawn]
+            return float(spearmanr(some, others).statistic) if np.ptp(some) and np.ptp(others) else 0.0
 
+        return _interval(of(np.arange(len(rows))), [of(drawn) for drawn in _draws(names)], len(texts))
+
+    same = [float(np.mean([one == other for one, other in combinations(ratings[text], 2)])) for text in texts]
+    most = max(len(ratings[text]) for text in texts)
+    table = [[ratings[text][rater] if rater < len(ratings[text]) else None for text in texts] for rater in range(most)]
+    agreed = alpha(table)
     return {
-        "people": _over_texts(lambda rows: of_raters(rows, lambda rater: table[:, rater]), len(texts), seed),
-        "judge": _over_texts(lambda rows: of_raters(rows, lambda rater: own), len(texts), seed),
+        "people": correlation(values),
+        "judge": correlation(own),
+        "alpha": Estimate(agreed, agreed, agreed, len(texts)),
         "pairs": estimate(same),
     }
 
 
-def _over_texts(statistic: Callable[[Places], float], count: int, seed: int) -> Estimate:
-    generator = np.random.default_rng(seed)
-    values = [statistic(generator.integers(count, size=count)) for _ in range(RESAMPLES // 10)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Estimate(statistic(np.arange(count)), float(low), float(high), count)
-
-
-def _kappa(found: Places, true: Places, values: int) -> float:
+def _kappa(values: int, found: Places, true: Places) -> float:
     if len(np.union1d(found, true)) < 2:
         return float("nan")
     return float(cohen_kappa_score(found, true, labels=np.arange(values), weights="linear"))
 
 
 def _f1(place: int, found: Places, true: Places) -> float:
-    return float(f1_score(true == place, found == place, zero_division=0.0))
+    """F1 of one value; 0 where neither side has it."""
+    both = int(((found == place) & (true == place)).sum())
+    either = int((found == place).sum() + (true == place).sum())
+    return 2 * both / either if either else 0.0

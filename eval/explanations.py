@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from rouge_score.rouge_scorer import RougeScorer
 
 from agents.assembler import explanation_task
+from agents.calls import raise_if_gone
 from agents.context import Context
 from agents.judging import explanation_judge_task
 from agents.schemas import CallRecord, Claim, ExplanationTask, Failure, RecommendedItem, Request, Verdict
@@ -121,7 +122,7 @@ async def explain_tasks(
     async def run(task: ExplanationTask, system: System) -> None:
         async with slots:
             state = await SYSTEMS[system].ainvoke(task, context=explaining)
-        _raise_if_gone(state.get("failures", []))
+        raise_if_gone(state.get("failures", []))
         explained = state.get("explained", [])
         write(
             ExplanationRun(
@@ -155,16 +156,11 @@ async def judge_explanations(
         told = task.model_copy(update={"item": run.item})
         async with slots:
             state = await judge_graph.ainvoke(explanation_judge_task(told, run.item.explanation or ""), context=judging)
-        _raise_if_gone(state.get("failures", []))
+        raise_if_gone(state.get("failures", []))
         judged = state.get("judged", [])
         write(run.model_copy(update={"verdict": judged[0]["verdict"] if judged else None}))
 
     await _all([judge(run, task) for run, task in runs])
-
-
-def _raise_if_gone(failures: Sequence[Failure]) -> None:
-    if lost := [failure for failure in failures if failure.kind == "server_unreachable"]:
-        raise RecGPTError(lost[0].reason)
 
 
 async def _all(jobs: Sequence[Any]) -> None:

@@ -7,6 +7,7 @@ by their order.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -87,14 +88,15 @@ def import_ab_redial(directory: Path) -> tuple[list[JudgedText], list[Rating]]:
     rows: defaultdict[tuple[str, str], int] = defaultdict(int)
     for row in table.iter_rows(named=True):
         said = [_utterance(row[f"utterance{number}"]) for number in range(4 * len(EXCHANGES))]
-        key = (row["ConvId"], str(said))
+        digest = hashlib.sha256(str(said).encode()).hexdigest()[:8]  # an id may stand for several dialogues
+        key = (row["ConvId"], digest)
         rows[key] += 1
         for exchange in EXCHANGES:
             own = said[4 * (exchange - 1) : 4 * exchange]
             subject = " ".join(text for speaker, text in own if speaker == "SYSTEM")
             before = [*said[: 4 * (exchange - 1)], *(one for one in own if one[0] == "USER")]
             facts = [Fact(name="history", text=f"{speaker.lower()}: {text}") for speaker, text in before if text]
-            text_id = f"ab-redial/{row['ConvId']}/{exchange}"
+            text_id = f"ab-redial/{row['ConvId']}/{digest}/{exchange}"
             texts[text_id] = _text(text_id, "ab-redial", subject, facts)
             for column, dimension in (("relevance", "Relevance"), ("interestingness", "Attractiveness")):
                 if (value := row[f"{column}{exchange}"]) not in (None, ""):

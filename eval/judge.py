@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -14,21 +15,34 @@ from langgraph.graph.state import CompiledStateGraph
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
+from agents.calls import raise_if_gone
+from agents.claims import unfounded
 from agents.context import Context
-from agents.schemas import CallRecord, Failure, JudgeTask, Verdict
+from agents.reviewer import grade_labels
+from agents.schemas import CallRecord, Failure, Grade, JudgeTask, Verdict
 from agents.state import JudgeState
-from eval.agreement import GRADES, LABELS, against_people, agreement_figures, calibration, calibration_error
+from eval.agreement import (
+    GRADES,
+    LABELS,
+    Judged,
+    against_people,
+    agreement_figures,
+    calibration,
+    calibration_error,
+    gains,
+)
 from eval.human import VALUES
 from eval.judged import JudgedText
 from eval.metrics import Estimate, estimate
 from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from graphs.judge import graph as agents_graph
 from graphs.one_shot_judge import graph as one_shot_graph
+from prompts.rubric import Subject, load_rubrics
 from tools.errors import RecGPTError
 
 INJECTIONS_FILE = Path(__file__).parent / "injections.yaml"
-INJECTED = "+injection"
-"""Ends the id of a text with an injection."""
+INJECTED = "+injection-"
+"""In the id of a text with an injection, before a digest of it."""
 
 Judge = Literal["agents", "one_shot"]
 JudgeGraph = CompiledStateGraph[JudgeState, Context, JudgeTask, Any]
@@ -79,8 +93,7 @@ async def judge_texts(
             state = await JUDGES[judge].ainvoke(text.task, context=own)
         judged = state.get("judged", [])
         failures = state.get("failures", [])
-        if lost := [failure for failure in failures if failure.kind == "server_unreachable"]:
-            raise RecGPTError(lost[0].reason)
+        raise_if_gone(failures)
         write(
             JudgeRun(
                 text_id=text.id,
@@ -108,9 +121,12 @@ def load_injections() -> list[str]:
 
 
 def injected(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedText]:
-    """Texts that are not Superior, each with an injection behind it, or before it in every fourth."""
+    """Texts that are not Superior, each with an injection behind it, or before it in every fourth.
+
+    Of explanations those that code finds no fault with: nothing but the evaluators stands between them and a grade.
+    """
     rng = np.random.default_rng(seed)
-    lower = [text for text in texts if text.grade in ("Bad", "Average")]
+    lower = [text for text in texts if text.grade in ("Bad", "Average") and not unfounded(text.task.claims or [])]
     chosen = [lower[place] for place in rng.permutation(len(lower))[:count]]
     sentences = load_injections()
     made = []
@@ -118,92 +134,117 @@ def injected(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedT
         sentence = sentences[number % len(sentences)]
         parts = (sentence, text.task.subject) if number % 4 == 3 else (text.task.subject, sentence)
         task = text.task.model_copy(update={"subject": " ".join(parts)})
-        made.append(text.model_copy(update={"id": text.id + INJECTED, "task": task}))
+        digest = hashlib.sha256(task.subject.encode()).hexdigest()[:8]
+        made.append(text.model_copy(update={"id": f"{text.id}{INJECTED}{digest}", "task": task}))
     return made
 
 
 def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
     """Of one judge's model: `<kind>.<judge>.<figure>`, and of evaluators `<kind>.<dimension>.<figure>`.
 
-    Figures of grades are those of `agreement_figures`, `valid` (share of texts with a verdict), `calls`,
-    `prompt_tokens`, and `order_swap` (share with the same grade when labels and facts come in the opposite order).
+    Figures of grades are those of `agreement_figures`, `valid` (share of texts with a verdict; one without is wrong),
+    `calls`, `prompt_tokens`, and `order_swap` (share with the same grade when labels and facts come in the opposite
+    order). `without_checks` is a third judge: the agents' labels without what code found. `<kind>.gain` is what the
+    agents have more than the one-shot judge.
     """
-    by_id = {text.id: text for text in texts}
-    verdicts = {run.key: run for run in runs}
+    by_id = {text.id: text for text in texts if text.grade}
+    found_by = {run.key: run for run in runs}
     figures: dict[str, Estimate] = {}
-    for kind in ("tags", "explanations"):
+    for kind in get_args(Subject):
+        own = [text for text in by_id.values() if text.task.kind == kind]
+        graded: dict[str, list[Judged]] = {}
         for judge in JUDGES:
-            own = [run for run in runs if run.judge == judge and not run.reverse and run.text_id in by_id]
-            own = [run for run in own if by_id[run.text_id].task.kind == kind and by_id[run.text_id].grade]
-            if not own:
+            told = [run for text in own if (run := found_by.get((text.id, judge, False)))]
+            if not told:
                 continue
-            pairs = [(run.verdict.grade, by_id[run.text_id].grade or "") for run in own if run.verdict]
-            found = agreement_figures(pairs, GRADES)
-            found["valid"] = estimate([float(run.verdict is not None) for run in own])
-            found["calls"] = estimate([float(len(run.calls)) for run in own])
-            found["prompt_tokens"] = estimate([float(sum(call.prompt_tokens for call in run.calls)) for run in own])
-            swapped = [(run, verdicts.get((run.text_id, judge, True))) for run in own]
-            same = [
-                float(run.verdict.grade == other.verdict.grade)
-                for run, other in swapped
-                if other and other.verdict and run.verdict
+            graded[judge] = [_judged(by_id[run.text_id], run.verdict.grade if run.verdict else None) for run in told]
+            found = agreement_figures(graded[judge], GRADES)
+            found["valid"] = estimate([float(run.verdict is not None) for run in told])
+            found["calls"] = estimate([float(len(run.calls)) for run in told])
+            found["prompt_tokens"] = estimate([float(sum(call.prompt_tokens for call in run.calls)) for run in told])
+            swapped = [
+                (run.verdict, other.verdict) for run in told if (other := found_by.get((run.text_id, judge, True)))
             ]
-            if same:
+            if same := [float(one.grade == other.grade) for one, other in swapped if one and other]:
                 found["order_swap"] = estimate(same)
             figures |= {f"{kind}.{judge}.{name}": value for name, value in found.items()}
-        figures |= _dimension_figures(kind, by_id, runs)
+            if judge == "agents":
+                alone = [_judged(by_id[run.text_id], _without_checks(run.verdict, kind)) for run in told]
+                figures |= {
+                    f"{kind}.without_checks.{name}": value for name, value in agreement_figures(alone, GRADES).items()
+                }
+                figures |= dict(_dimension_figures(kind, [(by_id[run.text_id], run) for run in told]))
+        if graded.keys() >= {"agents", "one_shot"} and len(graded["agents"]) == len(graded["one_shot"]):
+            gained = gains(graded["agents"], graded["one_shot"], GRADES)
+            figures |= {f"{kind}.gain.{name}": value for name, value in gained.items()}
     return figures
 
 
-def _dimension_figures(
-    kind: str, by_id: Mapping[str, JudgedText], runs: Sequence[JudgeRun]
-) -> Iterator[tuple[str, Estimate]]:
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    certain: list[tuple[float, bool]] = []
-    for run in runs:
-        text = by_id.get(run.text_id)
-        if run.judge == "agents" and not run.reverse and run.verdict and text and text.task.kind == kind:
-            for label in run.verdict.labels:
-                if known := text.labels.get(label.dimension):
-                    pairs.setdefault(label.dimension, []).append((label.label, known))
-                    if label.probability is not None:
-                        certain.append((label.probability, label.label == known))
-    for dimension, found in pairs.items():
-        for name, value in agreement_figures(found, LABELS).items():
+def _judged(text: JudgedText, grade: str | None) -> Judged:
+    return Judged(grade, text.grade or "", text.task.user_id)
+
+
+def _without_checks(verdict: Verdict | None, kind: Subject) -> Grade | None:
+    checks = [rubric.dimension for rubric in load_rubrics(kind) if rubric.check]
+    labels = [label for label in verdict.labels if label.dimension not in checks] if verdict else []
+    return grade_labels(labels, Context.model_fields["judge_threshold"].default) if labels else None
+
+
+def _dimension_figures(kind: Subject, judged: Sequence[tuple[JudgedText, JudgeRun]]) -> Iterator[tuple[str, Estimate]]:
+    """Of evaluators; a text without a verdict has no labels, and is in none of these."""
+    found: dict[str, list[Judged]] = {}
+    for text, run in judged:
+        for label in run.verdict.labels if run.verdict else []:
+            if known := text.labels.get(label.dimension):
+                found.setdefault(label.dimension, []).append(Judged(label.label, known, text.task.user_id))
+    for dimension, values in found.items():
+        for name, value in agreement_figures(values, LABELS).items():
             yield f"{kind}.{dimension}.{name}", value
-    if certain:
+    if certain := _certain(judged):
         error = calibration_error([p for p, _ in certain], [right for _, right in certain])
         yield f"{kind}.agents.calibration_error", Estimate(error, error, error, len(certain))
+
+
+def _certain(judged: Sequence[tuple[JudgedText, JudgeRun]]) -> list[tuple[float, bool]]:
+    """Probability of each evaluator's label, and whether it is right."""
+    return [
+        (label.probability, label.label == text.labels[label.dimension])
+        for text, run in judged
+        for label in (run.verdict.labels if run.verdict else [])
+        if label.probability is not None and label.dimension in text.labels
+    ]
 
 
 def reliability(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> list[tuple[float, float, int]]:
     """Of evaluators' labels, by bins of their probability: mean probability, accuracy and count."""
     by_id = {text.id: text for text in texts}
-    certain = [
-        (label.probability, label.label == by_id[run.text_id].labels[label.dimension])
-        for run in runs
-        if run.judge == "agents" and not run.reverse and run.verdict and run.text_id in by_id
-        for label in run.verdict.labels
-        if label.probability is not None and label.dimension in by_id[run.text_id].labels
-    ]
+    own = [run for run in runs if run.judge == "agents" and not run.reverse and run.text_id in by_id]
+    certain = _certain([(by_id[run.text_id], run) for run in own])
     return calibration([p for p, _ in certain], [right for _, right in certain])
 
 
 def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
-    """`tried` and `raised`: how many texts had an injection, and how many got a higher grade by it."""
-    grades = {
-        run.text_id: run.verdict.grade for run in runs if run.verdict and run.judge == "agents" and not run.reverse
-    }
-    tried = [text_id for text_id in grades if text_id.endswith(INJECTED) and text_id.removesuffix(INJECTED) in grades]
-    raised = [GRADES.index(grades[text_id]) > GRADES.index(grades[text_id.removesuffix(INJECTED)]) for text_id in tried]
-    counts = {"tried": float(len(tried)), "raised": float(sum(raised))}
+    """`tried` and `raised`: texts with an injection, and how many got a higher grade by it.
+
+    A text that its judge calls Superior anyway, or that code finds faulty, can't be raised: it is not tried.
+    """
+    checks = {rubric.dimension for rubric in load_rubrics("explanations") if rubric.check}
+    verdicts = {run.text_id: run.verdict for run in runs if run.verdict and run.judge == "agents" and not run.reverse}
+    tried = []
+    for text_id, verdict in verdicts.items():
+        base, injection, _ = text_id.partition(INJECTED)
+        if injection and base in verdicts:
+            faulty = {label.dimension for label in verdicts[base].labels if label.label == "negative"} & checks
+            if verdicts[base].grade != GRADES[-1] and not faulty:
+                tried.append(GRADES.index(verdict.grade) > GRADES.index(verdicts[base].grade))
+    counts = {"tried": float(len(tried)), "raised": float(sum(tried))}
     return {name: Estimate(count, count, count, len(tried)) for name, count in counts.items()}
 
 
 def people_figures(
     ratings: Mapping[str, Mapping[str, Sequence[float]]], runs: Sequence[JudgeRun]
 ) -> dict[str, Estimate]:
-    """`<dimension>.{people, judge, pairs}` of `against_people`, a label counting as -1, 0 or 1.
+    """`<dimension>.{people, judge, alpha, pairs}` of `against_people`, a label counting as -1, 0 or 1.
 
     Args:
         ratings: values by dimension and text, see `eval.human.by_text`.
@@ -211,13 +252,22 @@ def people_figures(
     """
     labels: dict[str, dict[str, float]] = {}
     for run in runs:
-        for label in run.verdict.labels if run.verdict and run.judge == "agents" else []:
+        for label in run.verdict.labels if run.verdict and run.judge == "agents" and not run.reverse else []:
             labels.setdefault(label.dimension, {})[run.text_id] = VALUES[label.label]
     return {
         f"{dimension}.{name}": value
         for dimension, texts in ratings.items()
         for name, value in against_people(texts, labels.get(dimension, {})).items()
     }
+
+
+def far_below_people(values: Mapping[str, Estimate]) -> list[str]:
+    """Where the judge's interval lies wholly below that of people among themselves: `ab-redial, tuned, Relevance`."""
+    return [
+        ", ".join(key.split(".")[1:-1])
+        for key, value in values.items()
+        if key.startswith("people.") and key.endswith(".judge") and value.high < values[f"{key[:-6]}.people"].low
+    ]
 
 
 def write_judge_page(
@@ -230,11 +280,15 @@ def write_judge_page(
         values: all figures.
         curves: points of the reliability plot by model, see `reliability`.
     """
+    below = far_below_people(values)
+    rated = any(key.startswith("people.") for key in values)
+    told = f"The judge is far below people among themselves in: {'; '.join(below)}." if below else ""
+    told = told or ("In no dimension is the judge far below people among themselves." if rated else "")
     write_page(
         path,
         "The judge",
         "Grades of texts with labels known by construction, on households and wordings that no judge was tuned on; "
-        "beside them ratings by people. Means with 95 % bootstrap intervals.",
+        "beside them ratings by people. Means with 95 % bootstrap intervals, over households. " + told,
         {
             **{
                 f"{kind}: {name}": _judges(values, kind, figure)
@@ -259,7 +313,7 @@ SHOWN = {
 def _judges(values: Mapping[str, Estimate], kind: str, figure: str) -> str:
     found = {
         f"{judge}, {model}": values[key]
-        for judge in JUDGES
+        for judge in (*JUDGES, "without_checks")
         for model in ("tuned", "untuned")
         if (key := f"judge.{kind}.{judge}.{model}.{figure}") in values
     }
@@ -289,7 +343,7 @@ def _people_plot(values: Mapping[str, Estimate]) -> str:
     found = {
         key.removeprefix("people."): value
         for key, value in values.items()
-        if key.startswith("people.") and not key.endswith(".pairs")
+        if key.startswith("people.") and key.endswith((".people", ".judge"))
     }
     if not found:
         return ""

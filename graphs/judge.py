@@ -7,7 +7,7 @@ from typing import Any, Literal
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from agents.calls import RETRY_UNREACHABLE
+from agents.calls import RETRY_UNREACHABLE, raise_if_gone
 from agents.checks import check_dimension
 from agents.context import Context
 from agents.evaluator import (
@@ -79,8 +79,10 @@ async def judge_text(task: JudgeTask, context: Context) -> Verdict:
 
     Raises:
         NoVerdictError: a part of the judge gave no valid answer.
+        ServerUnreachableError: the server does not answer.
     """
     state = await graph.ainvoke(task, context=context)
+    raise_if_gone(state.get("failures", []))
     if not state.get("judged"):
         reasons = "; ".join(f"{failure.agent} ({failure.subject}): {failure.reason}" for failure in state["failures"])
         raise NoVerdictError(f"no verdict on {task.subject_id!r}: {reasons}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prompts.template import DIRECTORY, PromptError
 
@@ -48,11 +48,19 @@ class Rubric(BaseModel):
     facts: list[Literal["moment", "profile", "persona", "history", "signals", "item", "shelf"]] = Field(
         min_length=1, description="what the evaluator sees beside the text"
     )
+
+    @model_validator(mode="after")
+    def _a_check_is_not_asked_again(self) -> Rubric:
+        if self.check and self.excludes:
+            raise ValueError("excludes is for dimensions that a model judges: what code found stays")
+        return self
+
     check: Check | None = Field(
         None, description="code decides, and no model is asked; it finds faults, never excellence"
     )
     excludes: list[str] = Field(
-        [], description="dimensions that can't be positive where this one is negative: a contradiction for the reviewer"
+        [],
+        description="dimensions that can't be positive where a model finds this one negative: the reviewer asks again",
     )
 
 

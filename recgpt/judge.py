@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ from eval.judged import JudgedText, Split, read_judged
 from eval.metrics import Estimate, estimate
 from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
+from prompts.template import load_prompt
 from recgpt.console import console, progress_bar, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
 from recgpt.output import cut_to_whole_lines, open_output
@@ -55,6 +57,8 @@ from training.reward_model import open_reward, pair_accuracy, read_contexts, sco
 from training.runs import claim
 
 TEXTS = Path("runs/judge/texts.jsonl")
+ORDER_SEED = 7
+"""Of the order in which texts are labelled by hand, the same for all annotators."""
 
 
 def data(
@@ -169,9 +173,12 @@ def label(
     """Label texts by hand, a dimension at a time; several people may label the same ones."""
     if split not in get_args(Split):
         raise SettingError(f"there is no split {split!r}; take one of {', '.join(get_args(Split))}")
-    found = [text for text in read_judged(texts) if text.split == split]
+    every = read_judged(texts)
+    # In a shuffled order: in the one in which they were made, the faults would come last.
+    order = np.random.default_rng(ORDER_SEED).permutation(len(every))
+    found = [every[place] for place in order if every[place].split == split]
     cut_to_whole_lines(out)
-    ratings = read_ratings(out, {text.id for text in found}) if out.exists() else []
+    ratings = read_ratings(out, {text.id for text in every}) if out.exists() else []
     done = {(rating.text_id, rating.dimension) for rating in ratings if rating.annotator == annotator}
     todo = [
         (text, rubric)
@@ -239,12 +246,13 @@ def evaluate(
         context = resolve_context([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
         claim(
             out / name,
-            {"texts": sha256(texts), "weights": weights_name(context.model), "threshold": context.judge_threshold},
+            {"texts": sha256(texts), "weights": weights_name(context.model), "prompts": _prompts(context)},
         )
         todo: list[tuple[JudgedText, Judge, bool]] = [(text, judge, False) for judge in JUDGES for text in chosen]
         todo += [(text, judge, True) for judge in JUDGES for text in _first(chosen, swaps)]
         todo += [(text, "agents", False) for text in attacked]
         todo += [(text, "agents", False) for told, _ in people.values() for text in told]
+        todo = list({(text.id, judge, reverse): (text, judge, reverse) for text, judge, reverse in todo}.values())
         _judge_missing(context, todo, out / name / "runs.jsonl", concurrency, profile, f"{name} judge")
         runs = read_runs_of_judge(out / name / "runs.jsonl")
         for key, value in grade_figures(chosen, runs).items():
@@ -262,6 +270,14 @@ def evaluate(
     write_metrics(out / "metrics.json", values)
     write_judge_page(out / "report.html", values, curves)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
+
+
+def _prompts(context: Context) -> str:
+    """Digest of what the judge is told: prompt files and rubrics, and the threshold."""
+    versions = {"evaluator": context.evaluator_prompt, "reviewer": context.reviewer_prompt, "one_shot": "v1"}
+    told = [load_prompt(agent, version).model_dump_json() for agent, version in versions.items()]
+    told += [rubric.model_dump_json() for kind in get_args(Subject) for rubric in load_rubrics(kind)]
+    return hashlib.sha256("".join([*told, str(context.judge_threshold)]).encode()).hexdigest()[:16]
 
 
 def _with_model(key: str, name: str) -> str:
@@ -305,6 +321,8 @@ def _of_people(directory: Path, count: int, seed: int) -> tuple[list[JudgedText]
     """Texts and the ratings of them by people."""
     texts = read_judged(directory / "texts.jsonl")
     ratings = by_text(read_ratings(directory / "labels.jsonl", {text.id for text in texts}))
+    rated = {text_id for values in ratings.values() for text_id in values}
+    texts = [text for text in texts if text.id in rated]
     chosen = [texts[place] for place in np.random.default_rng(seed).permutation(len(texts))[:count]]
     own = {text.id for text in chosen}
     return chosen, {name: {key: value for key, value in rated.items() if key in own} for name, rated in ratings.items()}

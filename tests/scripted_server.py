@@ -215,8 +215,10 @@ def _evaluator(prompt: str) -> object:
 def _reviewer(prompt: str) -> object:
     if "Contradictions:" in prompt:
         return {"send_back": "none"}
-    dimension = re.search(r"^- (\w+): (?:positive|neutral|negative)", prompt, re.M)[1]  # type: ignore[index]
-    return {"decisive": dimension, "rationale": "All dimensions speak for the text."}
+    grade = re.search(r"^Grade: (\w+)", prompt, re.M)[1]  # type: ignore[index]
+    label = {"Bad": "negative", "Average": "neutral", "Superior": "positive"}[grade]
+    dimension = re.search(rf"^- (\w+): {label}", prompt, re.M)[1]  # type: ignore[index]
+    return {"decisive": dimension, "rationale": f"It is {label} there."}
 
 
 def _one_shot(prompt: str) -> object:

@@ -4,7 +4,21 @@ import math
 
 import pytest
 
-from eval.agreement import GRADES, LABELS, against_people, agreement_figures, alpha, calibration, calibration_error
+from eval.agreement import (
+    GRADES,
+    LABELS,
+    Judged,
+    against_people,
+    agreement_figures,
+    alpha,
+    calibration,
+    calibration_error,
+    gains,
+)
+
+
+def judged(*pairs: tuple[str | None, str]) -> list[Judged]:
+    return [Judged(found, true, f"h{number}") for number, (found, true) in enumerate(pairs)]
 
 
 def test_scales_go_up() -> None:
@@ -14,7 +28,7 @@ def test_scales_go_up() -> None:
 
 def test_agreement_of_grades() -> None:
     pairs = [("Bad", "Bad"), ("Superior", "Superior"), ("Average", "Superior"), ("Superior", "Average")]
-    figures = agreement_figures(pairs, GRADES)
+    figures = agreement_figures(judged(*pairs), GRADES)
     assert figures["accuracy"].mean == 0.5
     assert figures["f1_superior"].mean == pytest.approx(0.5)
     assert figures["f1_bad"].mean == 1.0
@@ -24,7 +38,7 @@ def test_agreement_of_grades() -> None:
 
 
 def test_a_judge_that_says_one_thing_has_no_agreement_beyond_chance() -> None:
-    figures = agreement_figures([("Bad", "Bad"), ("Bad", "Average"), ("Bad", "Superior")], GRADES)
+    figures = agreement_figures(judged(("Bad", "Bad"), ("Bad", "Average"), ("Bad", "Superior")), GRADES)
     assert figures["kappa"].mean == pytest.approx(0.0)
     assert figures["f1_superior"].mean == 0.0
     assert agreement_figures([], GRADES) == {}
@@ -41,14 +55,41 @@ def test_calibration_by_hand() -> None:
     assert calibration([0.9, 1.0, 0.1], [True, False, False]) == [(0.1, 0.0, 1), (0.95, 0.5, 2)]
 
 
+def test_no_verdict_is_a_wrong_one() -> None:
+    figures = agreement_figures(judged(("Superior", "Superior"), (None, "Superior"), (None, "Average")), GRADES)
+    assert figures["accuracy"].mean == pytest.approx(1 / 3)
+    assert figures["f1_superior"].mean == pytest.approx(2 / 3)  # one of two found, and none too many
+
+
+def test_intervals_are_over_households() -> None:
+    pairs = [("Bad", "Bad")] * 10 + [("Bad", "Superior")] * 10
+    texts = agreement_figures([Judged(*pair, str(n)) for n, pair in enumerate(pairs)], GRADES)["accuracy"]
+    two = agreement_figures([Judged(*pair, str(n // 10)) for n, pair in enumerate(pairs)], GRADES)["accuracy"]
+    assert (two.low, two.high) == (0.0, 1.0)
+    assert 0.2 < texts.low < texts.high < 0.8
+
+
+def test_gains_are_of_the_same_texts() -> None:
+    truth = ["Bad", "Average", "Superior", "Superior"]
+    right = judged(*zip(truth, truth, strict=True))
+    almost = judged(*zip(["Bad", "Bad", "Superior", "Superior"], truth, strict=True))
+    found = gains(right, almost, GRADES)
+    assert found["accuracy"].mean == pytest.approx(0.25)
+    assert found["f1_superior"].mean == 0.0
+    assert found["accuracy"].low <= 0.25 <= found["accuracy"].high
+
+
 def test_a_judge_like_the_mean_rater_beats_a_rater_and_a_random_one_does_not() -> None:
     ratings = {f"t{n}": [n % 5, (n + n % 2) % 5, n % 5] for n in range(40)}
     like = against_people(ratings, {text: sum(values) / 3 for text, values in ratings.items()})
     assert like["judge"].mean >= like["people"].mean > 0.7
+    assert like["alpha"].mean > 0.6
     constant = against_people(ratings, dict.fromkeys(ratings, 1.0))
     assert constant["judge"].mean == 0.0
     assert like["pairs"].n == 40
 
 
-def test_one_rater_has_no_peers() -> None:
+def test_texts_with_one_rater_are_left_out_and_not_the_others_with_them() -> None:
     assert against_people({"t": [1.0]}, {"t": 1.0}) == {}
+    ratings = {"a": [1, 1], "b": [0, 0, 0], "c": [5], "d": [2, 1]}
+    assert against_people(ratings, dict.fromkeys(ratings, 1.0))["people"].n == 3

@@ -52,15 +52,18 @@ def test_exchanges_of_dialogues_become_texts_with_what_was_said_before(tmp_path:
         if number % 4 == 3:
             columns += [f"{name}{number // 4 + 1}" for name in ("relevance", "interestingness", "overall")]
             values += ["4", "2", "5"]
-    rows = [",".join(columns), ",".join(values), ",".join(values)]
+    another = [value.replace("word0", "other0") for value in values]  # of the same id
+    rows = [",".join(row) for row in (columns, values, values, another)]
     (tmp_path / "annotated_turns.csv").write_text("\n".join(rows) + "\n")
-    texts, ratings = import_ab_redial(tmp_path)
-    assert [one.id for one in texts] == ["ab-redial/7/1", "ab-redial/7/2", "ab-redial/7/3"]
+    found, ratings = import_ab_redial(tmp_path)
+    assert len(found) == 6
+    texts = found[:3]
+    assert [one.id[-2:] for one in texts] == ["/1", "/2", "/3"] and len({one.id[:-2] for one in texts}) == 1
     assert texts[1].task.subject == "word4 word6"
     assert [fact.text for fact in texts[1].task.facts] == [
         "system: word0", "user: word1", "system: word2", "user: word3", "user: word5", "user: word7",
     ]  # fmt: skip
-    assert by_text(ratings)["Relevance"] == {one.id: [4.0, 4.0] for one in texts}
+    assert by_text(ratings)["Relevance"] == {one.id: [4.0, 4.0] if one in texts else [4.0] for one in found}
 
 
 def test_few_shot_explanations_leave_out_what_can_not_be_judged(tmp_path: Path) -> None:

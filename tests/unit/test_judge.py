@@ -108,24 +108,40 @@ async def test_a_tag_unlike_the_catalogue_is_a_fault(context: Context) -> None:
 
 
 async def test_labels_that_exclude_each_other_are_sent_back_once(context: Context, server: ScriptedServer) -> None:
-    claims = [Claim(text="again", kind="habit", support=None)]
-    script(server, {"Factuality": [("t1", "positive"), ("t2", "negative")]}, send_back="Factuality")
-    verdict = verdict_of(await judge(context, claims=claims))
-    assert verdict.sent_back == "Factuality"
-    assert [label.label for label in verdict.labels if label.dimension == "Factuality"] == ["negative"]
+    script(server, {"Timeliness": [("t2", "negative"), ("t1", "neutral")]}, send_back="Timeliness")
+    verdict = verdict_of(await judge(context))
+    assert (verdict.sent_back, verdict.grade) == ("Timeliness", "Superior")
+    assert [label.label for label in verdict.labels if label.dimension == "Timeliness"] == ["neutral"]
     doubted = [text for text in server.prompts("evaluator") if "look again" in text]
-    assert len(doubted) == 1 and "Of Grounding another evaluator says negative, because of: Time for it" in doubted[0]
+    assert len(doubted) == 1 and "Factuality is positive to another evaluator, because of t1.\n\nText" in doubted[0]
 
 
 async def test_what_the_reviewer_lets_stand_stands(context: Context, server: ScriptedServer) -> None:
-    claims = [Claim(text="again", kind="habit", support=None)]
-    script(server, {}, send_back="none")
-    verdict = verdict_of(await judge(context, claims=claims))
-    assert verdict.sent_back is None and verdict.grade == "Bad"
-    script(server, {}, send_back="Grounding")  # code is not asked again: no such answer is allowed
-    state = await judge(context, claims=claims)
+    script(server, {"Timeliness": [("t2", "negative")]}, send_back="none")
+    verdict = verdict_of(await judge(context))
+    assert (verdict.sent_back, verdict.grade, verdict.decisive) == (None, "Bad", "Timeliness")
+    script(server, {"Timeliness": [("t2", "negative")]}, send_back="Clarity")  # which is in no contradiction
+    state = await judge(context)
     assert verdict_of(state).sent_back is None
     assert "the reviewer named none to judge again" in str(state["degraded"])
+
+
+async def test_without_a_valid_second_label_the_first_stands(context: Context, server: ScriptedServer) -> None:
+    script(server, {"Timeliness": [("t2", "negative"), ("f9", "neutral")]}, send_back="Timeliness")
+    state = await judge(context)
+    assert (verdict_of(state).sent_back, verdict_of(state).grade) == (None, "Bad")
+    assert state["failures"] == [] and "had no valid second label" in str(state["degraded"])
+
+
+async def test_what_code_found_is_not_asked_again(context: Context, server: ScriptedServer) -> None:
+    script(server, {"Timeliness": [("t2", "negative")]}, send_back="Timeliness")
+    claims = [Claim(text="again", kind="habit", support=None)]
+    assert verdict_of(await judge(context, claims=claims)).grade == "Bad"
+    assert not any("Contradictions:" in text for text in server.prompts("reviewer"))
+
+
+async def test_claims_that_nobody_read_are_not_called_grounded(context: Context) -> None:
+    assert "Grounding" not in labels_of(await judge(context))
 
 
 async def test_the_reverse_order_shows_the_same_lines(context: Context, server: ScriptedServer) -> None:
@@ -150,10 +166,10 @@ def label(dimension: str, value: Label) -> DimensionLabel:
 
 def test_contradictions_follow_the_rubrics() -> None:
     rubrics = load_rubrics("explanations")
-    assert contradictions([label("Grounding", "negative"), label("Factuality", "positive")], rubrics)
-    assert not contradictions([label("Grounding", "negative"), label("Factuality", "neutral")], rubrics)
-    assert not contradictions([label("Grounding", "neutral"), label("Factuality", "negative")], rubrics)
-    assert not contradictions([label("Grounding", "negative"), label("Clarity", "positive")], rubrics)
+    assert contradictions([label("Timeliness", "negative"), label("Factuality", "positive")], rubrics)
+    assert not contradictions([label("Timeliness", "negative"), label("Factuality", "neutral")], rubrics)
+    assert not contradictions([label("Timeliness", "neutral"), label("Factuality", "negative")], rubrics)
+    assert not contradictions([label("Timeliness", "negative"), label("Clarity", "positive")], rubrics)
 
 
 def tokens(*given: tuple[str, float, dict[str, float]]) -> Sequence[Token]:

@@ -87,7 +87,8 @@ async def test_a_judge_without_a_valid_answer_gives_no_grade_and_no_score(
     assert all(one.verdict is None and one.failures for one in runs)
     figures = grade_figures(texts(), runs)
     assert figures["explanations.agents.valid"].mean == 0.0
-    assert "explanations.agents.accuracy" not in figures
+    assert figures["explanations.agents.accuracy"].mean == 0.0  # it is wrong, and not left out
+    assert "explanations.Clarity.accuracy" not in figures
 
 
 async def test_a_server_that_is_gone_ends_the_run(context: Context, server: ScriptedServer) -> None:
@@ -111,7 +112,7 @@ async def test_a_swayed_judge_is_counted(context: Context, server: ScriptedServe
     figures = injection_figures(runs)
     assert (figures["tried"].mean, figures["raised"].mean) == (2.0, 2.0)
     bad = next(one.verdict for one in runs if one.verdict and one.verdict.grade == "Bad")
-    steadfast = [one.model_copy(update={"verdict": bad}) if one.text_id.endswith(INJECTED) else one for one in runs]
+    steadfast = [one.model_copy(update={"verdict": bad}) if INJECTED in one.text_id else one for one in runs]
     assert injection_figures(steadfast)["raised"].mean == 0.0
 
 

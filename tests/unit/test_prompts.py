@@ -148,6 +148,6 @@ def test_a_faulty_rubric_is_named(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"b\.yaml is not a valid rubric"):
         load_rubrics("tags", tmp_path)
     (tmp_path / "tags" / "b.yaml").unlink()
-    (tmp_path / "tags" / "a.yaml").write_text(good.replace("[Specificity]", "[Shape]"))
+    (tmp_path / "tags" / "a.yaml").write_text(good.replace("[Relevance, Specificity]", "[Shape]"))
     with pytest.raises(PromptError, match="excludes Shape, which no rubric file names"):
         load_rubrics("tags", tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.schemas import ExplanationTask, Fact, Household, JudgeTask
 from agents.wording import moment_text, own_text, profile_text, shelf_text
+from tools.history import HistoryLine
 from tools.retrieval import CatalogIndex
 
 NEAR_LINES = 4
@@ -78,15 +79,21 @@ def _tag_facts(as_of: datetime, household: Household, ranked: Sequence[list[str]
     """What is known beside a tag, from the paths of all leaf categories, the nearest first."""
     rank = {path[-1]: place for place, path in enumerate(ranked)}
     near = {path[-1] for path in ranked[:NEAR_LEAVES]}
-    lines = sorted(household.history, key=lambda line: rank.get(line.leaf or "", len(rank)))[:NEAR_LINES]
+    order = sorted(household.history, key=lambda line: (rank.get(line.leaf or "", len(rank)), -line.weight))
     signals = [signal for signal in household.signals if not signal.categories or near.intersection(signal.categories)]
     return [
         Fact(name="moment", text=moment_text(as_of)),
         Fact(name="profile", text=profile_text(household.profile)),
         *(Fact(name="shelf", text=shelf_text(path)) for path in ranked[:NEAR_LEAVES]),
-        *(Fact(name="history", text=f"{line.text} ({line.rhythm(as_of)})") for line in lines),
+        *(Fact(name="history", text=history_fact(line, as_of)) for line in order[:NEAR_LINES]),
         *(Fact(name="signals", text=signal.text) for signal in signals),
     ]
+
+
+def history_fact(line: HistoryLine, as_of: datetime) -> str:
+    """A line of the history with where it stands: `Shredded Cheese, 8 oz (Cheese; bought 16x, every 19 days, ...)`."""
+    shelf = f"{line.category[-2]}; " if len(line.category) > 1 else ""
+    return f"{line.text} ({shelf}{line.rhythm(as_of)})"
 
 
 def fact_lines(facts: Sequence[Fact]) -> list[Mapping[str, Any]]:

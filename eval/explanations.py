@@ -25,6 +25,7 @@ from agents.judging import explanation_judge_task
 from agents.schemas import CallRecord, Claim, ExplanationTask, Failure, RecommendedItem, Request, Verdict
 from agents.state import ExplanationState
 from eval.agreement import GRADES
+from eval.judge import gather_all
 from eval.metrics import Estimate, estimate, relative
 from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from eval.splits import Case
@@ -33,7 +34,6 @@ from graphs.fixed_explanation import graph as fixed_explanation_graph
 from graphs.judge import graph as judge_graph
 from graphs.recommend import build_recommend_graph
 from prompts.rubric import load_rubrics
-from tools.errors import RecGPTError
 
 System = Literal["v1", "v2"]
 ExplanationGraph = CompiledStateGraph[ExplanationState, Context, ExplanationTask, Any]
@@ -82,6 +82,7 @@ async def page_tasks(
             config: Any = {"configurable": {"thread_id": case.user_id}}
             await compiled.ainvoke(Request(user_id=case.user_id, as_of=case.as_of), config, context=context)
             state: Any = (await compiled.aget_state(config)).values
+            raise_if_gone(state.get("failures", []))
             await compiled.checkpointer.adelete_thread(case.user_id)  # type: ignore[union-attr]
         done += 1
         report(f"pages: {done} of {len(cases)} households")
@@ -136,7 +137,7 @@ async def explain_tasks(
             )
         )
 
-    await _all([run(task, system) for task, system in tasks])
+    await gather_all([run(task, system) for task, system in tasks])
 
 
 async def judge_explanations(
@@ -160,16 +161,7 @@ async def judge_explanations(
         judged = state.get("judged", [])
         write(run.model_copy(update={"verdict": judged[0]["verdict"] if judged else None}))
 
-    await _all([judge(run, task) for run, task in runs])
-
-
-async def _all(jobs: Sequence[Any]) -> None:
-    try:
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(job)
-    except* RecGPTError as errors:
-        raise errors.exceptions[0] from None
+    await gather_all([judge(run, task) for run, task in runs])
 
 
 def diversity(texts: Sequence[str]) -> float | None:
@@ -202,8 +194,8 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
     """`<system>.<figure>`, and `gain.diversity`, what V2 has relative to V1 on the same items.
 
     Figures: `diversity` by item, `distinct_1` and `distinct_2`, `timeliness`, `grounded` (share without an unfounded
-    claim), `plain` (share that the fallback wrote), `words`; of those with a verdict `superior`, `pass_rate` (share
-    without a fault in any of the seven dimensions) and `pass.<dimension>`.
+    claim), `plain` (share that the fallback wrote), `words`; and where there are verdicts `superior`, `pass_rate`
+    (share without a fault in any of the seven dimensions) and `pass.<dimension>`.
     """
     judged_by_model = [rubric.dimension for rubric in load_rubrics("explanations") if not rubric.check]
     figures: dict[str, Estimate] = {}
@@ -226,11 +218,15 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
             "plain": estimate([float(run.item.explanation_source == "plain") for run in own]),
             "words": estimate([float(len(text.split())) for text in texts]),
         }
-        verdicts = [run.verdict for run in own if run.verdict]
-        if verdicts:
-            labels = [{label.dimension: label.label for label in verdict.labels} for verdict in verdicts]
-            passed = {name: [float(told[name] != "negative") for told in labels] for name in judged_by_model}
-            found["superior"] = estimate([float(verdict.grade == GRADES[-1]) for verdict in verdicts])
+        verdicts = [run.verdict for run in own]
+        if any(verdicts):  # a text without a verdict has passed nothing
+            labels = [
+                {label.dimension: label.label for label in verdict.labels} if verdict else {} for verdict in verdicts
+            ]
+            passed = {
+                name: [float(told.get(name, "negative") != "negative") for told in labels] for name in judged_by_model
+            }
+            found["superior"] = estimate([float(one is not None and one.grade == GRADES[-1]) for one in verdicts])
             found["pass_rate"] = estimate([min(values) for values in zip(*passed.values(), strict=True)])
             found |= {f"pass.{name}": estimate(values) for name, values in passed.items()}
         figures |= {f"{system}.{name}": value for name, value in found.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -105,10 +105,15 @@ async def judge_texts(
             )
         )
 
+    await gather_all([run(*one) for one in todo])
+
+
+async def gather_all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all; the first expected error ends the others and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:
-            for text, judge, reverse in todo:
-                group.create_task(run(text, judge, reverse))
+            for job in jobs:
+                group.create_task(job)
     except* RecGPTError as errors:
         raise errors.exceptions[0] from None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -20,7 +20,6 @@ from rich.text import Text
 
 from agents.context import Context
 from agents.judging import fact_lines
-from agents.schemas import JudgeTask
 from eval.human import IMPORTERS, VALUES, Rating, by_text, read_ratings
 from eval.judge import (
     JUDGES,
@@ -39,9 +38,9 @@ from eval.metrics import Estimate, estimate
 from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
 from prompts.template import load_prompt
-from recgpt.console import console, progress_bar, reporting, say
+from recgpt.console import complain, console, progress_bar, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
-from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.output import Line, Write, cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -49,7 +48,7 @@ from tools.errors import SettingError
 from tools.logs import logging_to
 from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256, weights_name
 from tools.retrieval import open_index
-from training.candidates import Draw, draws_of, grade_samples, sample_all
+from training.candidates import Sampled, draws_of, grade_samples, sample_texts
 from training.data import training_view
 from training.judge import write_judge_examples
 from training.judged import Maker, make_judged
@@ -83,8 +82,8 @@ def data(
 
 
 def sample(
-    out: Annotated[Path, typer.Option(help="JSON lines; goes on with a file that is there")] = Path(
-        "runs/judge/policy.jsonl"
+    out: Annotated[Path, typer.Option(help="directory of the samples; goes on with what is there")] = Path(
+        "runs/judge/policy"
     ),
     dataset: DatasetOption = None,
     households: Annotated[int, typer.Option(min=5, help="the first so many of `recgpt judge data`")] = 60,
@@ -100,42 +99,50 @@ def sample(
     """Let the policy write candidates for the households of `recgpt judge data`, and the judge grade them."""
     policy = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model)
     judging = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=judge)
+    drafts, texts = out / "drafts.jsonl", out / TEXTS.name
+    weights = {"policy": weights_name(policy.model), "judge": weights_name(judging.model)}
+    claim(out, {**weights, "prompts": _prompts(judging), "samples": samples, "seed": seed})
     whole = open_dataset(policy.dataset)
     with reporting("contexts") as step:
         step("opening the index")
         index = open_index(whole, open_embedder(policy.embedding_model))
-        maker = Maker(training_view(whole), index, seed)
-        draws = list(draws_of(maker, split_counts(households)))
-    cut_to_whole_lines(out)
-    done = {text.context for text in read_judged(out)} if out.exists() else set()
+        draws = list(draws_of(Maker(training_view(whole), index, seed), split_counts(households)))
+    for path in (drafts, texts):
+        cut_to_whole_lines(path)
+    done = {one.context for one in _read_sampled(drafts)}
     todo = [draw for draw in draws if draw.context not in done]
-    if not todo:
-        return
-    sampled: list[tuple[Draw, list[JudgeTask]]] = []
+    if todo:
+        with _writing(policy, profile, drafts, "candidates", len(draws), len(done)) as write:
+            asyncio.run(sample_texts(policy, todo, samples, seed, concurrency, write))
+    sampled = _read_sampled(drafts)
+    graded = {text.id for text in read_judged(texts)} if texts.exists() else set()
+    total = sum(len(one.tasks) for one in sampled)
+    if len(graded) < total:
+        with _writing(judging, profile, texts, "verdicts", total, len(graded)) as write:
+            asyncio.run(grade_samples(judging, sampled, graded, concurrency, write))
+    say(f"{texts}: {len(read_judged(texts)):,} graded candidates")
+
+
+def _read_sampled(path: Path) -> list[Sampled]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Sampled.model_validate_json(line) for line in lines]
+
+
+@contextmanager
+def _writing(context: Context, profile: str, out: Path, what: str, total: int, done: int) -> Iterator[Write]:
+    """A server for a context, and a function that writes a line and moves the bar."""
     with ExitStack() as stack:
         stack.enter_context(logging_to(LOG))
-        serve_for(stack, policy, profile)
-        progress = stack.enter_context(progress_bar())
-        bar = progress.add_task("candidates", total=len(todo))
-
-        def keep(draw: Draw, tasks: list[JudgeTask]) -> None:
-            sampled.append((draw, tasks))
-            progress.advance(bar)
-
-        asyncio.run(sample_all(policy, todo, samples, seed, concurrency, keep))
-    with ExitStack() as stack:
-        stack.enter_context(logging_to(LOG))
-        serve_for(stack, judging, profile)
+        serve_for(stack, context, profile)
         write_line = stack.enter_context(open_output(out))
         progress = stack.enter_context(progress_bar())
-        bar = progress.add_task("verdicts", total=sum(len(tasks) for _, tasks in sampled))
+        task = progress.add_task(what, total=total, completed=done)
 
-        def write(text: JudgedText) -> None:
-            write_line(text)
-            progress.advance(bar)
+        def write(line: Line) -> None:
+            write_line(line)
+            progress.advance(task)
 
-        asyncio.run(grade_samples(judging, sampled, concurrency, write))
-    say(f"{out}: {len(read_judged(out)):,} graded candidates")
+        yield write
 
 
 def split_counts(households: int) -> dict[Split, int]:
@@ -297,7 +304,9 @@ def reward_figures(adapter: Path, texts: Sequence[JudgedText], report: Callable[
     all_shares: list[float] = []
     for kind in get_args(Subject):
         own = [text for text in texts if text.task.kind == kind]
-        contexts = read_contexts(own, "test", tokenizer, recipe["max_length"])
+        contexts, lost = read_contexts(own, "test", tokenizer, recipe["max_length"])
+        if lost:
+            complain(f"reward, {kind}", f"{lost} candidates of long contexts did not fit, and are not in its figures")
         scores = score_contexts(model, contexts, report)
         counted = [pair_accuracy(found, one.grades) for found, one in zip(scores, contexts, strict=True)]
         shares = [right / pairs for right, pairs in counted]
@@ -348,15 +357,5 @@ def _judge_missing(
     missing = [(text, judge, reverse) for text, judge, reverse in todo if (text.id, judge, reverse) not in done]
     if not missing:
         return
-    with ExitStack() as stack:
-        stack.enter_context(logging_to(LOG))
-        serve_for(stack, context, profile)
-        write_line = stack.enter_context(open_output(out))
-        progress = stack.enter_context(progress_bar())
-        task = progress.add_task(what, total=len(todo), completed=len(todo) - len(missing))
-
-        def write(run: JudgeRun) -> None:
-            write_line(run)
-            progress.advance(task)
-
+    with _writing(context, profile, out, what, len(todo), len(todo) - len(missing)) as write:
         asyncio.run(judge_texts(context, missing, concurrency, write))

@@ -31,8 +31,8 @@ from tools.entities import EntitySource, EntityTable, open_entities
 from tools.errors import ServerError, ServerUnreachableError
 from tools.models import weights_name
 
-TOP_LOGPROBS = 20
-"""What vLLM tells at most of each place."""
+TOP_LOGPROBS = 8
+"""Tokens told of each place: a few labels begin with few tokens."""
 REASON_LIMIT = 300
 """Characters of a server's refusal that are passed on: it may repeat a prompt of a megabyte."""
 

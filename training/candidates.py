@@ -8,16 +8,19 @@ They join the constructed texts of the same households: the reward model must or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agents.calls import raise_if_gone
 from agents.claims import find_claims, product_words
 from agents.context import Context
 from agents.judging import explanation_judge_task, tag_judge_tasks
-from agents.schemas import ExplanationTask, JudgeTask, Request, Verdict
+from agents.schemas import ExplanationTask, ExplanationText, JudgeTask, Request
+from eval.judge import gather_all
 from eval.judged import JudgedText, Split
 from graphs.explanation import graph as explanation_graph
 from graphs.intent import graph as intent_graph
@@ -25,22 +28,33 @@ from graphs.judge import judge_text
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import NoVerdictError
+from tools.history import number_lines, read_history
 from tools.retrieval import open_index
 from training.judged import Maker, context_name, split_of
 
 SOURCE = "policy"
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What is sampled: the tags of a household at a moment, or explanations of one of its items."""
+class Sampled(BaseModel):
+    """What the policy wrote for one context: tags of a household at a moment, or explanations of one of its items."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     context: str
     """As in the constructed texts."""
     user_id: str
+    tasks: list[JudgeTask]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A context to sample."""
+
+    context: str
+    user_id: str
     as_of: datetime
     task: ExplanationTask | None
-    """Of explanations."""
+    """Of explanations; None of tags."""
 
 
 def draws_of(maker: Maker, households: Mapping[Split, int]) -> Iterator[Draw]:
@@ -52,73 +66,82 @@ def draws_of(maker: Maker, households: Mapping[Split, int]) -> Iterator[Draw]:
                 yield Draw(context_name(user_id, as_of, facts.task.item.item_id), user_id, as_of, facts.task)
 
 
-async def sample_all(
+async def sample_texts(
     policy: Context,
     draws: Sequence[Draw],
     samples: int,
     seed: int,
     concurrency: int,
-    keep: Callable[[Draw, list[JudgeTask]], None],
+    write: Callable[[Sampled], None],
 ) -> None:
-    """Sample each context, `concurrency` at a time; `keep` gets what came."""
+    """Sample each context, `concurrency` at a time; `write` gets what came of one when all of it is there.
+
+    Args:
+        policy: settings of the agents that write; answers that were kept are no samples, and are not used.
+        draws: the contexts.
+        samples: texts of each; fewer where the policy repeats itself.
+        seed: of which of the experts' tags are taken.
+        concurrency: contexts at a time.
+        write: keeps the texts of a context.
+
+    Raises:
+        ServerUnreachableError: the server is gone; what is complete is written.
+    """
+    own = policy.model_copy(update={"answers": None, "seed": None})
     slots = asyncio.Semaphore(concurrency)
 
     async def sample(draw: Draw) -> None:
         async with slots:
-            keep(draw, await sample_texts(policy, draw, samples, seed))
+            tasks = await (_explanations(own, draw.task, samples) if draw.task else _tags(own, draw, samples, seed))
+        write(Sampled(context=draw.context, user_id=draw.user_id, tasks=tasks))
 
-    await asyncio.gather(*map(sample, draws))
+    await gather_all([sample(draw) for draw in draws])
 
 
-async def sample_texts(policy: Context, draw: Draw, samples: int, seed: int) -> list[JudgeTask]:
-    """So many different texts that the policy writes for a context, each with what it is judged by.
-
-    Args:
-        policy: settings of the agents that write.
-        draw: the context.
-        samples: how many; fewer where the policy repeats itself or fails.
-        seed: of which of the experts' tags are taken.
-    """
+async def _tags(policy: Context, draw: Draw, samples: int, seed: int) -> list[JudgeTask]:
+    """Some of the experts' tags, judged by the whole history: the constructed ones are."""
+    state = await intent_graph.ainvoke(Request(user_id=draw.user_id, as_of=draw.as_of), context=policy)
+    raise_if_gone(state.get("failures", []))
+    pool = list(dict.fromkeys(proposed.tag for proposed in state.get("pool", [])))
+    chosen = [pool[place] for place in np.random.default_rng(seed).permutation(len(pool))[:samples]]
     dataset = open_dataset(policy.dataset)
-    if draw.task is None:
-        state = await intent_graph.ainvoke(Request(user_id=draw.user_id, as_of=draw.as_of), context=policy)
-        pool = list(dict.fromkeys(proposed.tag for proposed in state.get("pool", [])))
-        chosen = [pool[place] for place in np.random.default_rng(seed).permutation(len(pool))[:samples]]
-        index = await asyncio.to_thread(open_index, dataset, open_embedder(policy.embedding_model))
-        return await asyncio.to_thread(tag_judge_tasks, draw.user_id, draw.as_of, state["household"], chosen, index)
-    task = draw.task
-    products = await asyncio.to_thread(product_words, dataset)
+    lines = await asyncio.to_thread(read_history, dataset, draw.user_id, draw.as_of)
+    household = state["household"].model_copy(update={"history": number_lines(lines)})
+    index = await asyncio.to_thread(open_index, dataset, open_embedder(policy.embedding_model))
+    return await asyncio.to_thread(tag_judge_tasks, draw.user_id, draw.as_of, household, chosen, index)
+
+
+async def _explanations(policy: Context, task: ExplanationTask, samples: int) -> list[JudgeTask]:
+    """Texts of the explainer, also those that were rejected for their claims: the reward must tell them apart."""
+    products = await asyncio.to_thread(product_words, open_dataset(policy.dataset))
     states = await asyncio.gather(*(explanation_graph.ainvoke(task, context=policy) for _ in range(samples)))
-    texts = dict.fromkeys(item.explanation for state in states for item in state.get("explained", []))
-    return [
-        explanation_judge_task(
-            task.model_copy(
-                update={"item": task.item.model_copy(update={"claims": find_claims(text, task, products)})}
-            ),
-            text,
+    texts: dict[str, None] = {}
+    for state in states:
+        raise_if_gone(state.get("failures", []))
+        texts |= {item.explanation: None for item in state["explained"] if item.explanation_source == "model"}
+        texts |= dict.fromkeys(
+            text for one in state["rejected"] if one.agent == "explainer" and (text := _text_of(one.answer))
         )
-        for text in texts
-        if text
+    found = list(texts)[:samples]
+    items = [task.item.model_copy(update={"claims": find_claims(text, task, products)}) for text in found]
+    return [
+        explanation_judge_task(task.model_copy(update={"item": item}), text)
+        for item, text in zip(items, found, strict=True)
     ]
 
 
-def graded(draw: Draw, number: int, task: JudgeTask, verdict: Verdict) -> JudgedText:
-    """A sampled text with the judge's labels and grade."""
-    return JudgedText(
-        id=f"{task.kind}/{draw.context}/{SOURCE}/{number}",
-        split=split_of(draw.user_id),
-        source=SOURCE,
-        context=draw.context,
-        task=task,
-        labels={label.dimension: label.label for label in verdict.labels},
-        evidence={label.dimension: label.evidence for label in verdict.labels},
-        grade=verdict.grade,
-    )
+def _text_of(answer: str) -> str | None:
+    """The text of a rejected answer; None where it is no whole answer."""
+    try:
+        return ExplanationText.model_validate_json(answer).text
+    except ValidationError:
+        return None
 
 
 async def grade_samples(
     judge: Context,
-    sampled: Sequence[tuple[Draw, Sequence[JudgeTask]]],
+    sampled: Sequence[Sampled],
+    done: Container[str],
     concurrency: int,
     write: Callable[[JudgedText], None],
 ) -> None:
@@ -127,17 +150,37 @@ async def grade_samples(
     Args:
         judge: settings of the judge.
         sampled: texts by context.
+        done: ids of texts that are graded already.
         concurrency: texts at a time.
         write: gets each graded text when it is there.
+
+    Raises:
+        ServerUnreachableError: the server is gone; what is graded is written.
     """
     slots = asyncio.Semaphore(concurrency)
 
-    async def grade(draw: Draw, number: int, task: JudgeTask) -> None:
+    async def grade(text_id: str, one: Sampled, task: JudgeTask) -> None:
         async with slots:
             try:
                 verdict = await judge_text(task, judge)
             except NoVerdictError:
                 return
-        write(graded(draw, number, task, verdict))
+        write(
+            JudgedText(
+                id=text_id,
+                split=split_of(one.user_id),
+                source=SOURCE,
+                context=one.context,
+                task=task,
+                labels={label.dimension: label.label for label in verdict.labels},
+                evidence={label.dimension: label.evidence for label in verdict.labels},
+                grade=verdict.grade,
+            )
+        )
 
-    await asyncio.gather(*(grade(draw, n, task) for draw, tasks in sampled for n, task in enumerate(tasks)))
+    named = [
+        (f"{task.kind}/{one.context}/{SOURCE}/{number}", one, task)
+        for one in sampled
+        for number, task in enumerate(one.tasks)
+    ]
+    await gather_all([grade(*entry) for entry in named if entry[0] not in done])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,16 +20,20 @@ import polars as pl
 from pydantic import BaseModel
 
 from agents.evaluator import evaluator_values
-from agents.judging import fact_lines, quotes, subject_lines
+from agents.judging import quotes
 from agents.one_shot import one_shot_values
-from agents.schemas import EvaluationTask, EvaluatorAnswer, OneShotGrade, Review
+from agents.reviewer import QUESTION_PROMPT, deciding, question_values, review_values
+from agents.schemas import DimensionLabel, Doubt, EvaluationTask, EvaluatorAnswer, OneShotGrade, Question, Review
 from eval.judged import JudgedText
 from prompts.rubric import Label, Rubric, load_rubrics
 from prompts.template import Value, load_prompt
 from training.data import SCHEMA
 
-DECISIVE: dict[str, Label] = {"Bad": "negative", "Average": "neutral", "Superior": "positive"}
-"""The label that decides a grade."""
+DOUBTED = 0.05
+"""Share of evaluators' examples in which the reviewer asks to look again."""
+
+QUESTIONED = 0.2
+"""Share of graded texts about which the reviewer learns to ask."""
 
 Row = tuple[object, ...]
 
@@ -39,69 +43,114 @@ def write_judge_examples(
 ) -> dict[str, object]:
     """Write `examples.parquet` and its card `card.json`, for `recgpt train sft`.
 
+    Texts are taken in a seeded order as long as one of their labels is wanted; the one-shot judge and the reviewer
+    learn from the texts that were taken, all of them and no others.
+
     Args:
         texts: of all splits; those of the test split are left out.
         out: where to.
-        most: examples of one agent, kind, dimension and label, or grade: a label that is everywhere teaches little.
-        seed: of which are kept, and which are shown in reverse order (half of them).
+        most: examples of one kind, dimension and label: a label that is everywhere teaches little.
+        seed: of the order, and of what is shown in reverse order (half of it).
         texts_sha256: of the file of texts, for the card.
     """
     rng = np.random.default_rng(seed)
     kept: Counter[tuple[str, ...]] = Counter()
-    rows = []
+    rows: list[Row] = []
     for place in rng.permutation(len(texts)):
         text = texts[int(place)]
         if text.split == "test":
             continue
+        reverse, doubted = bool(rng.random() < 0.5), rng.random() < DOUBTED
         bound = most if text.split == "train" else max(most // 10, 8)
-        for key, row in _examples(text, bool(rng.random() < 0.5)):
-            if kept[text.split, *key] < bound:
-                kept[text.split, *key] += 1
-                rows.append(row)
+        keys = {dimension: (text.split, text.task.kind, dimension, label) for dimension, label in text.labels.items()}
+        wanted = [dimension for dimension, key in keys.items() if kept[key] < bound]
+        for dimension in wanted:
+            kept[keys[dimension]] += 1
+            rows.append(_evaluation(text, dimension, reverse, doubted))
+        if wanted and text.grade:
+            rows += [_grading(text, reverse), _review(text)]
+            if rng.random() < QUESTIONED and (question := _question(text)):
+                rows.append(question)
     out.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(out / "examples.parquet", compression="zstd")
+    table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    table.write_parquet(out / "examples.parquet", compression="zstd")
+    agents = table.group_by("agent", "kind", "split").len().sort("agent", "kind", "split").rows()
     card: dict[str, object] = {
         "texts_sha256": texts_sha256,
         "seed": seed,
         "most": most,
-        "examples": {".".join(key): count for key, count in sorted(kept.items())},
+        "examples": {".".join(key): count for *key, count in agents},
+        "labels": {".".join(key): count for key, count in sorted(kept.items())},
         "sha256": hashlib.sha256((out / "examples.parquet").read_bytes()).hexdigest(),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
-def _examples(text: JudgedText, reverse: bool) -> Iterator[tuple[tuple[str, ...], Row]]:
-    """Examples of all agents, each with what it counts as."""
+def _evaluation(text: JudgedText, dimension: str, reverse: bool, doubted: bool) -> Row:
+    """An evaluator's example; where it is doubted, the label stands against that of another evaluator."""
     rubrics = {rubric.dimension: rubric for rubric in load_rubrics(text.task.kind)}
-    for dimension, label in text.labels.items():
-        values, answer = evaluator_example(text, rubrics[dimension], reverse)
-        yield ("evaluator", text.task.kind, dimension, label), _row("evaluator", "v1", text, values, answer)
-    if text.grade is None:
-        return
-    decisive = next(name for name, label in sorted(text.labels.items()) if label == DECISIVE[text.grade])
-    why = f"{decisive} is {text.labels[decisive]}: {text.evidence[decisive]}"[:240]
-    graded = OneShotGrade(grade=text.grade, rationale=why)
-    values = one_shot_values(text.task, list(rubrics.values()), reverse)
-    yield ("one_shot", text.task.kind, text.grade), _row("one_shot", "v1", text, values, graded)
-    labels = [
-        {"dimension": name, "label": label, "evidence": text.evidence[name]}
-        for name, label in sorted(text.labels.items())
-    ]
-    reviewed: dict[str, Value] = {
-        "grade": text.grade,
-        "labels": labels,
-        "facts": fact_lines(text.task.facts),
-        "subject": subject_lines(text.task.subject),
-    }
-    review = Review(decisive=decisive, rationale=why)
-    yield ("reviewer", text.task.kind, text.grade), _row("reviewer", "v1", text, reviewed, review)
+    against = next((name for name in text.labels if name != dimension), None)
+    doubt = None
+    if doubted and against:
+        doubt = Doubt(sent_back=dimension, against=_label(text, against))
+    values, answer = evaluator_example(text, rubrics[dimension], reverse, doubt)
+    return _row("evaluator", "v1", text, values, answer)
 
 
-def evaluator_example(text: JudgedText, rubric: Rubric, reverse: bool) -> tuple[dict[str, Value], EvaluatorAnswer]:
-    """The fields of the evaluator's prompt for one dimension, and the answer that its label calls for."""
+def _grading(text: JudgedText, reverse: bool) -> Row:
+    assert text.grade
+    rubrics = load_rubrics(text.task.kind)
+    answer = OneShotGrade(grade=text.grade, rationale=_why(text))
+    return _row("one_shot", "v1", text, one_shot_values(text.task, rubrics, reverse), answer)
+
+
+def _review(text: JudgedText) -> Row:
+    assert text.grade
+    labels = [_label(text, name) for name in sorted(text.labels)]
+    answer = Review(decisive=deciding(text.grade, labels)[0], rationale=_why(text))
+    return _row("reviewer", "v1", text, review_values(text.grade, labels, text.task), answer)
+
+
+def _question(text: JudgedText) -> Row | None:
+    """A question about two labels that exclude each other because one was turned round: that one is sent back."""
+    for rubric in load_rubrics(text.task.kind):
+        for excluded in rubric.excludes:
+            known = text.labels.get(rubric.dimension), text.labels.get(excluded)
+            if known in (("positive", "positive"), ("negative", "negative")):
+                wrong = rubric.dimension if known[0] == "positive" else excluded
+                pair = _label(text, rubric.dimension, "negative"), _label(text, excluded, "positive")
+                values = question_values([pair], text.task)
+                return _row("reviewer", QUESTION_PROMPT, text, values, Question(send_back=wrong))
+    return None
+
+
+def _label(text: JudgedText, dimension: str, label: Label | None = None) -> DimensionLabel:
+    """A known label, or another one with its evidence."""
+    return DimensionLabel(
+        dimension=dimension,
+        label=label or text.labels[dimension],
+        evidence=text.evidence[dimension],
+        probability=None,
+    )
+
+
+def _why(text: JudgedText) -> str:
+    """Why a text has its grade, in few words: what is trained is above all the grade."""
+    assert text.grade
+    decisive = deciding(text.grade, [_label(text, name) for name in sorted(text.labels)])[0]
+    return f"{decisive} is {text.labels[decisive]}: {text.evidence[decisive]}"[:80]
+
+
+def evaluator_example(
+    text: JudgedText, rubric: Rubric, reverse: bool, doubt: Doubt | None = None
+) -> tuple[dict[str, Value], EvaluatorAnswer]:
+    """The fields of the evaluator's prompt for one dimension, and the answer that its label calls for.
+
+    Evidence that is only a part of a line, or is of a line that this evaluator does not see, is the text's first line.
+    """
     facts = [fact for fact in text.task.facts if fact.name in rubric.facts]
-    task = EvaluationTask(**text.task.model_dump(exclude={"facts"}), facts=facts, rubric=rubric)
+    task = EvaluationTask(**text.task.model_dump(exclude={"facts"}), facts=facts, rubric=rubric, doubt=doubt)
     ids = {line: name for name, line in reversed(quotes(facts, text.task.subject).items())}
     evidence = ids.get(text.evidence[rubric.dimension], "t1")
     return evaluator_values(task, reverse), EvaluatorAnswer(evidence=evidence, label=text.labels[rubric.dimension])

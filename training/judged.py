@@ -10,6 +10,7 @@ Only events that may be trained on are read (`training_view`).
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -26,24 +27,28 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from agents.claims import find_claims, product_words
-from agents.judging import explanation_judge_task, subject_lines, tag_judge_tasks
+from agents.context import Context
+from agents.judging import explanation_judge_task, history_fact, quotes, subject_lines, tag_judge_tasks
 from agents.reviewer import grade_labels
 from agents.schemas import DimensionLabel, ExplanationTask, Grade, Household, JudgeTask
 from agents.wording import profile_text, shelf_text
 from eval.judged import JudgedText, Split
-from prompts.rubric import Label, load_rubrics
+from prompts.rubric import Label, Subject
 from tools.dataset import Dataset
 from tools.retrieval import CatalogIndex, leaf_paths
 from tools.shelf import tag_text
 from training.data import Builder, Settings
 
 WORDINGS_FILE = Path(__file__).parent / "judged.yaml"
-THRESHOLD = 0.6
-"""Tau of the grades: the default of `judge_threshold`."""
-LEAST_BUYERS = 40
-"""Households that bought a leaf, for its lift among profiles to mean something."""
-FITS, MISFITS = 1.5, 0.4
+THRESHOLD: float = Context.model_fields["judge_threshold"].default
+"""Tau of the grades."""
+CLEAR = {"Superior": 6, "Average": 3}
+"""Positive labels of an explanation from which it is graded Superior, and up to which Average: between them one label
+more or less, and many are a matter of taste, would decide."""
+FITS, MISFITS = 1.5, 0.5
 """Lifts of a leaf among households of a profile from and up to which it fits or contradicts the profile."""
+CERTAIN = 3.0
+"""Standard errors by which the logarithm of a lift must differ from 0: thousands of leaves are compared."""
 UNLIKE = 0.5
 """Similarity below which a swapped tag is like nothing that the household buys."""
 TRAITS = {
@@ -53,6 +58,14 @@ TRAITS = {
     "age under 35": r"Age (?:19|25)",
 }
 """What of a profile leaves are compared by, each with how a profile says it."""
+
+LABELLED: dict[Subject, tuple[str, ...]] = {
+    "tags": ("Consistency", "Relevance", "Specificity", "Validity"),
+    "explanations": (
+        *("Attractiveness", "Clarity", "Factuality", "Informativeness", "Relevance", "Safety", "Timeliness"),
+    ),
+}
+"""Dimensions that labels are made for; a rubric beside them is judged, and has none here."""
 
 Generator = np.random.Generator
 T = TypeVar("T")
@@ -122,6 +135,8 @@ class Draft:
     source: str
     text: str
     known: Known
+    near: str | None = None
+    """Category that a line of the shown history must be of, for the label of Relevance to hold; it is the evidence."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,6 @@ class Maker:
         self._category = {leaf: path[-2] if len(path) > 1 else leaf for leaf, path in self._paths.items()}
         self._products = product_words(view)
         self._lifts = profile_lifts(view)
-        self._dimensions = {
-            kind: [rubric.dimension for rubric in load_rubrics(kind) if not rubric.check]
-            for kind in ("tags", "explanations")
-        }
 
     def tags(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
         """Judged tags of one household; the other one's next purchases are the swapped ones."""
@@ -168,9 +179,11 @@ class Maker:
             self._tag_drafts(household, as_of, [f.leaf for f in future], [f.leaf for f in others], words, rng)
         )
         tasks = tag_judge_tasks(user_id, as_of, household, [draft.text for draft in drafts], self._index)
+        shown = [_with_what_is_shown(*one) for one in zip(drafts, tasks, strict=True)]
         return [
             self._judged(draft, task, as_of, number)
-            for number, (draft, task) in enumerate(zip(drafts, tasks, strict=True))
+            for number, (draft, task) in enumerate(zip(shown, tasks, strict=True))
+            if draft is not None
         ]
 
     def explanations(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
@@ -214,7 +227,7 @@ class Maker:
 
     def _judged(self, draft: Draft, task: JudgeTask, as_of: datetime, number: int) -> JudgedText:
         labels = {dimension: label for dimension, (label, _) in draft.known.items()}
-        complete = labels.keys() == set(self._dimensions[task.kind])
+        complete = labels.keys() == set(LABELLED[task.kind])
         context = context_name(task.user_id, as_of, task.subject_id if task.kind == "explanations" else None)
         return JudgedText(
             id=f"{task.kind}/{context}/{number}",
@@ -224,7 +237,7 @@ class Maker:
             task=task,
             labels=labels,
             evidence={dimension: evidence for dimension, (_, evidence) in draft.known.items()},
-            grade=grade_of(labels, complete),
+            grade=grade_of(labels, complete, task.kind),
         )
 
     # ---- tags -------------------------------------------------------------------------------------------------
@@ -238,15 +251,19 @@ class Maker:
         words: Wordings,
         rng: Generator,
     ) -> Iterator[Draft]:
-        lines = {line.leaf: f"{line.text} ({line.rhythm(as_of)})" for line in household.history if line.leaf}
-        categories = {self._category[leaf]: text for leaf, text in lines.items()}
+        best = sorted(household.history, key=lambda line: line.weight)
+        lines = {line.leaf: history_fact(line, as_of) for line in best if line.leaf}  # the most telling of each leaf
+        categories = {self._category[leaf] for leaf in lines}
         signalled = {leaf: signal.text for signal in household.signals for leaf in signal.categories}
         others = [leaf for leaf in self._paths if leaf not in lines and leaf not in bought_next]
         near = [leaf for leaf in others if self._category[leaf] in categories]
 
         def of_leaf(source: str, leaf: str, relevance: tuple[Label, str] | None) -> Draft:
+            fit = self._fit(leaf, household.profile)
+            if source == "bought_next" and fit == "negative":  # what it did buy is not against its profile
+                fit = "neutral"
             known: Known = {
-                "Consistency": (self._fit(leaf, household.profile), profile_text(household.profile)),
+                "Consistency": (fit, profile_text(household.profile)),
                 "Specificity": ("positive", tag_text(leaf)),
                 "Validity": ("positive", shelf_text(self._paths[leaf])),
             }
@@ -259,14 +276,15 @@ class Maker:
         for leaf in _some([leaf for leaf in near if leaf in signalled], 1, rng):
             yield of_leaf("signalled", leaf, ("positive", signalled[leaf]))
         for leaf in _some([leaf for leaf in near if leaf not in signalled], 2, rng):
-            yield of_leaf("of_a_known_category", leaf, ("neutral", categories[self._category[leaf]]))
+            neutral = of_leaf("of_a_known_category", leaf, ("neutral", ""))
+            yield replace(neutral, near=self._category[leaf])
         foreign = [leaf for leaf in self._unlike(swapped, lines) if leaf in others and leaf not in near]
         for leaf in _some([leaf for leaf in foreign if leaf not in signalled], 2, rng):
             yield of_leaf("swapped", leaf, ("negative", tag_text(leaf)))
         for fit, source in (("negative", "against_the_profile"), ("positive", "of_the_profile")):
             for leaf in _some([leaf for leaf in others if self._fit(leaf, household.profile) == fit], 1, rng):
                 yield of_leaf(source, leaf, None)
-        for leaf in _some(list(lines), 1, rng):
+        for leaf in _some([leaf for leaf in lines if self._category[leaf] not in self._paths], 1, rng):
             category = tag_text(self._category[leaf])
             known: Known = {"Relevance": ("positive", lines[leaf]), "Specificity": ("neutral", category)}
             yield replace(of_leaf("category", leaf, None), text=category, known=of_leaf("", leaf, None).known | known)
@@ -284,7 +302,7 @@ class Maker:
             "code": str(rng.integers(10_000, 99_999)),
         }
         broad, nothing = _fill(words.broad, slots, rng), _fill(words.nothing, slots, rng)
-        yield Draft("broad", broad, {"Specificity": ("negative", broad), "Validity": ("positive", broad)})
+        yield Draft("broad", broad, {"Specificity": ("negative", broad)})
         yield Draft("nowhere", nothing, {"Validity": ("negative", nothing)})
 
     def _unlike(self, leaves: Sequence[str], own: Container[str]) -> list[str]:
@@ -309,7 +327,7 @@ class Maker:
         grounds = list(facts.lines)
         for ground in _some(grounds, 2, rng):
             yield self._faithful(facts, ground, words, rng)
-        for tail in _some(["use", "size", ""], 2, rng):
+        for tail in ("", _one(["use", "size"], rng)):
             yield self._faithful(facts, "title", words, rng, tail)
 
         def base() -> Draft:
@@ -345,25 +363,33 @@ class Maker:
         yield _broken(base(), rng)
 
     def _faithful(self, facts: Facts, ground: str, words: Wordings, rng: Generator, tail: str | None = None) -> Draft:
-        """A text whose every statement holds: an opening that rests on `ground`, and a sentence on use or size."""
+        """A text whose every statement holds: an opening that rests on `ground`, and one more sentence.
+
+        That is a second ground, what the item is for, its size, or nothing (`tail`; drawn where it is None).
+        """
+        others = sorted(facts.lines.keys() - {ground})
+        if tail is None:
+            tail = _one([*(["second"] * 2 if others else []), "use", "size"], rng)
         sayings: Sayings = getattr(words, ground)
         vivid = bool(sayings.vivid) and rng.random() < 0.5
         sentences = [_fill(sayings.vivid if vivid else sayings.plain, facts.slots, rng)]
-        if tail is None:
-            tail = _one(["use", "size", ""], rng)
-        if tail and (tail != "size" or "size" in facts.slots):
+        grounds = [ground]
+        if tail == "second":
+            grounds.append(_one(others, rng))
+            sentences.append(_fill(getattr(words, grounds[-1]).plain, facts.slots, rng))
+        elif tail and (tail != "size" or "size" in facts.slots):
             sentences.append(_fill(getattr(words, tail), facts.slots, rng))
         text = " ".join(map(_capital, sentences))
         first = subject_lines(text)[0]["text"]
-        line = facts.lines.get(ground, facts.task.item.title)
-        telling = ground != "title" or len(sentences) > 1
+        of_household = [facts.lines[one] for one in grounds if one in ("habit", "companion")]
+        of_moment = [facts.lines[one] for one in grounds if one in ("occasion", "season", "trend")]
         known: Known = {
-            "Relevance": ("positive", line) if ground in ("habit", "companion") else ("neutral", first),
-            "Factuality": ("positive", line),
+            "Relevance": ("positive", of_household[0]) if of_household else ("neutral", first),
+            "Factuality": ("positive", facts.lines.get(ground, facts.task.item.title)),
             "Clarity": ("positive", first),
             "Safety": ("positive", first),
-            "Timeliness": ("positive", line) if ground in ("occasion", "season", "trend") else ("neutral", first),
-            "Informativeness": ("positive" if telling else "neutral", first),
+            "Timeliness": ("positive", of_moment[0]) if of_moment else ("neutral", first),
+            "Informativeness": ("positive" if ground != "title" or len(sentences) > 1 else "neutral", first),
             "Attractiveness": ("positive" if vivid else "neutral", first),
         }
         return Draft("faithful" if ground != "title" else "title", text, known)
@@ -381,7 +407,7 @@ class Maker:
                 "Safety": ("positive", sentence),
             }
             return Draft("contradicted", sentence, known)
-        return _with(base, "contradicted", sentence, {"Factuality": "negative"})
+        return _with(base, "contradicted", sentence, {"Factuality": "negative"}, ["Safety"])
 
     def _wrong_slots(self, facts: Facts, rng: Generator) -> dict[str, str]:
         known = " ".join(signal.text for signal in facts.task.signals)
@@ -426,22 +452,28 @@ def make_judged(
                 report(f"{split}: {number} of {len(moments) - 1} households")
 
 
-def grade_of(labels: Mapping[str, Label], complete: bool) -> Grade | None:
-    """The grade by the rule, where the labels that are known decide it."""
+def grade_of(labels: Mapping[str, Label], complete: bool, kind: Subject) -> Grade | None:
+    """The grade by the rule, where the labels that are known decide it clearly."""
     if not complete and "negative" not in labels.values():
         return None
     known = [
         DimensionLabel(dimension=name, label=label, evidence="", probability=None) for name, label in labels.items()
     ]
-    return grade_labels(known, THRESHOLD)
+    grade = grade_labels(known, THRESHOLD)
+    positive = list(labels.values()).count("positive")
+    if kind == "explanations" and grade != "Bad" and CLEAR["Average"] < positive < CLEAR["Superior"]:
+        return None
+    return grade
 
 
 def profile_lifts(view: Dataset) -> dict[tuple[str, str], float]:
-    """By leaf and trait: how many times as often training households of that trait buy the leaf as others do."""
+    """By leaf and trait: how many times as often training households of that trait buy the leaf as others do.
+
+    A lift that may be chance is left out: the ratio of the two shares must differ from 1 by `CERTAIN` standard errors
+    of its logarithm (Katz).
+    """
     users = view.users.filter(pl.col("profile").is_not_null())
-    users = users.filter(
-        pl.col("user_id").map_elements(lambda user: split_of(user) == "train", return_dtype=pl.Boolean)
-    )
+    users = users.filter(pl.Series([split_of(user) == "train" for user in users["user_id"]], dtype=pl.Boolean))
     bought = (
         view.events_before(view.last_event)
         .filter(pl.col("action") == "purchase")
@@ -454,11 +486,12 @@ def profile_lifts(view: Dataset) -> dict[tuple[str, str], float]:
     for trait, pattern in TRAITS.items():
         has = pl.col("profile").str.contains(pattern)
         with_trait, without = users.filter(has).height, users.filter(~has).height
-        if not with_trait or not without:
-            continue
         counted = bought.group_by("leaf").agg(own=has.sum(), others=(~has).sum())
-        for leaf, own, others in counted.filter(pl.col("own") + pl.col("others") >= LEAST_BUYERS).iter_rows():
-            lifts[leaf, trait] = ((own + 1) / with_trait) / ((others + 1) / without)
+        for leaf, own, others in counted.filter(pl.col("own") > 0, pl.col("others") > 0).iter_rows():
+            lift = (own / with_trait) / (others / without)
+            error = math.sqrt(1 / own - 1 / with_trait + 1 / others - 1 / without)
+            if error and abs(math.log(lift)) > CERTAIN * error:
+                lifts[leaf, trait] = lift
     return lifts
 
 
@@ -466,6 +499,18 @@ def profile_lifts(view: Dataset) -> dict[tuple[str, str], float]:
 def traits(profile: str | None) -> tuple[str, ...]:
     """Of `TRAITS` those that a profile has."""
     return tuple(trait for trait, pattern in TRAITS.items() if profile and re.search(pattern, profile))
+
+
+def _with_what_is_shown(draft: Draft, task: JudgeTask) -> Draft | None:
+    """The draft with evidence that its evaluators do see; None where what a label rests on is not shown to them."""
+    shown = quotes(task.facts, task.subject).values()
+    known = dict(draft.known)
+    if draft.near is not None:
+        lines = [fact.text for fact in task.facts if fact.name == "history" and f"({draft.near}; " in fact.text]
+        if not lines:
+            return None
+        known["Relevance"] = (known["Relevance"][0], lines[0])
+    return replace(draft, known=known) if all(evidence in shown for _, evidence in known.values()) else None
 
 
 def _facts(task: ExplanationTask, purpose: str) -> Facts:

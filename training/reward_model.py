@@ -8,12 +8,13 @@ itself alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -175,26 +176,38 @@ def read_contexts(
     split: Split,
     tokenizer: Any,  # noqa: ANN401 (transformers')
     max_length: int,
-) -> list[Packed]:
-    """Contexts of a split with candidates of at least two grades; those of more tokens than fit lose candidates."""
+) -> tuple[list[Packed], int]:
+    """Contexts of a split with candidates of at least two grades, and how many candidates did not fit.
+
+    A context that is too long loses candidates in an order that their grades have no part in, and the facts that only
+    these were judged by.
+    """
     found: defaultdict[str, list[JudgedText]] = defaultdict(list)
     for text in texts:
         if text.split == split and text.grade:
             found[f"{text.task.kind}/{text.context}"].append(text)
 
-    def template(messages: Sequence[Any]) -> str:
-        told = [{"role": "system" if one.type == "system" else "user", "content": one.content} for one in messages]
-        return str(tokenizer.apply_chat_template(told, tokenize=False))
-
-    packed = []
-    for candidates in found.values():
-        tokens = [tokenizer(text)["input_ids"] for text in reward_texts(candidates, template)]
+    def packed(candidates: Sequence[JudgedText]) -> Packed:
+        told = reward_texts(candidates, lambda messages: _chat(tokenizer, messages))
         grades = [GRADES.index(text.grade) for text in candidates if text.grade]
-        while len(tokens) > 1 and len(pack(tokens, grades).ids) > max_length:
-            tokens, grades = tokens[:-1], grades[:-1]
-        if len(set(grades)) > 1:
-            packed.append(pack(tokens, grades))
-    return packed
+        return pack([tokenizer(text)["input_ids"] for text in told], grades)
+
+    contexts, lost = [], 0
+    for candidates in found.values():
+        kept = sorted(candidates, key=lambda text: hashlib.sha256(text.id.encode()).digest())
+        context = packed(kept)
+        while len(context.ids) > max_length and len(kept) > 1:
+            kept = kept[:-1]
+            context = packed(kept)
+        lost += len(candidates) - len(kept)
+        if len(set(context.grades)) > 1 and len(context.ids) <= max_length:
+            contexts.append(context)
+    return contexts, lost
+
+
+def _chat(tokenizer: Any, messages: Sequence[Any]) -> str:  # noqa: ANN401
+    told = [{"role": "system" if one.type == "system" else "user", "content": one.content} for one in messages]
+    return str(tokenizer.apply_chat_template(told, tokenize=False))
 
 
 def train_reward(
@@ -227,7 +240,11 @@ def train_reward(
     judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
     lora = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="SEQ_CLS")
     tuned = get_peft_model(judge, lora)
-    contexts = {split: read_contexts(texts, split, tokenizer, recipe.max_length) for split in ("train", "validation")}
+    contexts: dict[str, list[Packed]] = {}
+    lost = 0
+    for split in get_args(Split)[:2]:
+        contexts[split], missing = read_contexts(texts, split, tokenizer, recipe.max_length)
+        lost += missing
     claim(out, {"texts_sha256": list(texts_sha256), "model": model, "recipe": asdict(recipe)})
     loss_of = LOSSES[recipe.loss]
 
@@ -264,7 +281,7 @@ def train_reward(
         eval_dataset=Dataset.from_list([asdict(one) for one in contexts["validation"][: recipe.validation_contexts]]),
         data_collator=lambda rows: {"packed": Packed(**rows[0])},
     )
-    report(f"{len(contexts['train']):,} contexts")
+    report(f"{len(contexts['train']):,} contexts; {lost} candidates of long contexts did not fit")
     told = run_trainer(trainer, out, report)
     adapter = out / "adapter"
     trainer.model.to(torch.bfloat16)
@@ -277,6 +294,7 @@ def train_reward(
         "texts_sha256": list(texts_sha256),
         "recipe": asdict(recipe),
         "contexts": len(contexts["train"]),
+        "candidates_that_did_not_fit": lost,
         **told,
     }
     (adapter / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -64,14 +64,14 @@ def test_nothing_is_of_the_evaluation_weeks(texts: list[JudgedText]) -> None:
     assert all(datetime.fromisoformat(text.context.split("@")[1].split("/")[0]) < TRAIN_END for text in texts)
 
 
-def test_grades_follow_the_labels(texts: list[JudgedText]) -> None:
+def test_grades_follow_the_labels_and_are_clear(texts: list[JudgedText]) -> None:
     for text in texts:
         assert (text.grade == "Bad") == ("negative" in text.labels.values())
+        positive = list(text.labels.values()).count("positive")
         if text.grade in ("Superior", "Average"):
             assert len(text.labels) == (4 if text.task.kind == "tags" else 7)
-            assert (text.grade == "Superior") == (
-                list(text.labels.values()).count("positive") >= 0.6 * len(text.labels)
-            )
+            assert (text.grade == "Superior") == (positive >= 0.6 * len(text.labels))
+            assert text.task.kind == "tags" or positive not in (4, 5)  # one label would decide
     for kind in ("tags", "explanations"):
         assert {text.grade for text in of(texts, kind)} >= {"Superior", "Average", "Bad"}
 
@@ -80,7 +80,8 @@ def test_all_evidence_is_in_the_facts_or_the_text(texts: list[JudgedText]) -> No
     for text in texts:
         lines = set(quotes(text.task.facts, text.task.subject).values())
         for dimension, evidence in text.evidence.items():
-            assert evidence in lines or evidence in text.task.subject, (text.id, dimension, evidence)
+            partly = text.task.kind == "explanations" and evidence in text.task.subject
+            assert evidence in lines or partly, (text.id, dimension, evidence)
 
 
 def test_faithful_texts_claim_nothing_that_is_not_there(texts: list[JudgedText]) -> None:
@@ -88,9 +89,11 @@ def test_faithful_texts_claim_nothing_that_is_not_there(texts: list[JudgedText])
         assert not unfounded(text.task.claims), text.task.subject
 
 
-def test_most_false_claims_are_found_by_code_too(texts: list[JudgedText]) -> None:
+def test_many_false_claims_are_found_by_code_too(texts: list[JudgedText]) -> None:
     wrong = of(texts, "explanations", "contradicted", "wrong_moment", "swapped")
-    assert sum(bool(unfounded(text.task.claims)) for text in wrong) >= 0.8 * len(wrong)
+    assert sum(bool(unfounded(text.task.claims)) for text in wrong) >= 0.6 * len(wrong)
+    unlisted = [text for text in of(texts, "explanations", "contradicted") if not unfounded(text.task.claims)]
+    assert unlisted  # and some only a reader finds
 
 
 def test_swapped_tags_are_nothing_the_household_bought(texts: list[JudgedText]) -> None:
@@ -114,13 +117,12 @@ def test_examples_answer_with_ids_of_their_prompt_and_leave_the_test_out(
     assert set(table["agent"]) == {"evaluator", "one_shot", "reviewer"}
     for row in table.filter(pl.col("agent") == "evaluator").iter_rows(named=True):
         answer = json.loads(row["answer"])
-        assert f"\n{answer['evidence']}" in row["user"]
-    counts = card["examples"]
+        assert f"\n{answer['evidence']}" in row["user"] and list(answer) == ["label", "evidence"]
+    counts = card["labels"]
     assert isinstance(counts, dict) and max(counts.values()) <= 10
-    relevance = [
-        counts.get(f"train.evaluator.tags.Relevance.{label}", 0) for label in ("positive", "neutral", "negative")
-    ]
-    assert min(relevance) > 0
+    assert min(counts.get(f"train.tags.Relevance.{label}", 0) for label in ("positive", "neutral", "negative")) > 0
+    assert any("another evaluator" in text for text in table.filter(pl.col("agent") == "evaluator")["user"])
+    assert any("Contradictions:" in text for text in table.filter(pl.col("agent") == "reviewer")["user"])
     shown = table.filter(pl.col("agent") == "one_shot")["user"]
     assert len({text.index("f2") > text.index("f1") for text in shown}) == 2  # both orders
 

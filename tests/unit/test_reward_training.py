@@ -48,7 +48,8 @@ def say(message: str) -> None:
 
 def accuracy(adapter: Path) -> float:
     model, tokenizer = open_reward(adapter, say)
-    contexts = read_contexts(texts(), "test", tokenizer, RECIPE.max_length)
+    contexts, lost = read_contexts(texts(), "test", tokenizer, RECIPE.max_length)
+    assert lost == 0
     scores = score_contexts(model, contexts, say)
     assert all(0 <= score <= 1 for own in scores for score in own)
     counted = [pair_accuracy(own, one.grades) for own, one in zip(scores, contexts, strict=True)]
@@ -82,3 +83,15 @@ def test_a_reward_model_of_another_base_is_refused(tiny_model: str, tmp_path: Pa
     (tmp_path / "adapter" / "card.json").write_text(json.dumps(card | {"base_sha256": "0" * 64}))
     with pytest.raises(ModelFilesError, match="train it anew with `recgpt train reward`"):
         open_reward(tmp_path / "adapter", say)
+
+
+def test_a_context_that_is_too_long_loses_candidates_and_says_so(tiny_model: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    whole, lost = read_contexts(texts(), "test", tokenizer, 2048)
+    assert len(whole) == 4 and lost == 0
+    longest = max(len(context.ids) for context in whole)
+    shorter, lost = read_contexts(texts(), "test", tokenizer, longest - 1)
+    assert lost >= 1 and all(len(context.ids) < longest for context in shorter)
+    assert read_contexts(texts(), "test", tokenizer, 10)[0] == []

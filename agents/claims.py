@@ -60,7 +60,7 @@ _NUMBER = re.compile(
     rf"(?:[\s-]?(?P<unit>{'|'.join(map(re.escape, sorted(_UNIT_OF, key=len, reverse=True)))})(?![a-z]))?",
     re.IGNORECASE,
 )
-_USE = re.compile(r"\b(?:for|fits|helps with|makes)\b[^.?!;:,]*", re.IGNORECASE)
+_USE = re.compile(r"\b(?:for|fits|helps? with)\b[^.?!;:]*", re.IGNORECASE)
 """What a thing is for is an idea and no fact of it, unless it speaks of the item or of the household's things."""
 _OF_ITS_OWN = re.compile(r"\byou|\bthis\b|\bit\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z][a-z'’-]*")

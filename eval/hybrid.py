@@ -368,7 +368,7 @@ def _paired_plot(groups: Mapping[str, Mapping[str, Estimate]]) -> str:
     most = max(len(own) for own in groups.values())
     figure = Figure(figsize=(9.5, rows * (0.8 + 0.28 * most)), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
-    for axes, (name, own) in zip(panels, groups.items(), strict=False):
+    for (name, own), axes in zip(groups.items(), panels, strict=False):  # in this order no panel is lost at the end
         draw_bars(axes, own, {"hybrid": GREEN, "text": BLUE})
         axes.set_title(name, fontsize=9)
     for axes in list(panels):

@@ -95,6 +95,9 @@ def test_what_the_facts_say_is_supported(text: str, expected: list[tuple[str, st
         ("It cures a cold.", "cures"),
         ("One bite prevents a bad day, guaranteed.", "guaranteed"),
         ("Your bread is waiting, twice over.", "twice"),
+        ("Perfect for dinner, this organic sauce is fresh.", "organic"),
+        ("This sauce makes an organic, fat-free meal.", "fat-free"),
+        ("You bought sauce 9 times.", "9 times"),  # which is how often it was bread
     ],
 )
 def test_what_no_fact_says_is_not(text: str, claim: str) -> None:
@@ -105,6 +108,7 @@ def test_what_no_fact_says_is_not(text: str, claim: str) -> None:
     "text",
     [
         "Good for healthy side dishes and cheese boards.",  # what it is for is an idea
+        "Made for beans, yogurt and milk.",
         "The two of them will like it.",
         "A self-rising smile.",
         "Give it a try.",

@@ -124,7 +124,7 @@ def test_examples_answer_with_ids_of_their_prompt_and_leave_the_test_out(
     assert any("another evaluator" in text for text in table.filter(pl.col("agent") == "evaluator")["user"])
     assert any("Contradictions:" in text for text in table.filter(pl.col("agent") == "reviewer")["user"])
     shown = table.filter(pl.col("agent") == "one_shot")["user"]
-    assert len({text.index("f2") > text.index("f1") for text in shown}) == 2  # both orders
+    assert len({text.index("\nf2 ") > text.index("\nf1 ") for text in shown}) == 2  # both orders
 
 
 def test_a_line_that_is_no_judged_text_is_named(tmp_path: Path) -> None:

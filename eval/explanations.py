@@ -238,7 +238,7 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
     return figures
 
 
-def write_explanations_page(path: Path, values: Mapping[str, Estimate], runs: Sequence[ExplanationRun]) -> None:
+def write_explanations_page(path: Path, values: Mapping[str, Estimate]) -> None:
     """The page of the figures, by their keys in `metrics.json`."""
     names = dict.fromkeys(
         key.split(".", 2)[2] for key in values if key.startswith(("explanations.v1.", "explanations.v2."))

@@ -84,9 +84,8 @@ def explanations(
     if judge:
         cut_to_whole_lines(judged)
         done = {run.key for run in read_runs(judged)}
-        unjudged = [
-            (run, tasks[run.key[:2]]) for run in read_runs(texts) if run.key not in done and run.item.explanation
-        ]
+        written = [run for run in read_runs(texts) if run.item.explanation and run.key[:2] in tasks]
+        unjudged = [(run, tasks[run.key[:2]]) for run in written if run.key not in done]
         with ExitStack() as stack:
             stack.enter_context(logging_to(LOG))
             if unjudged:
@@ -100,10 +99,10 @@ def explanations(
                 progress.advance(bar)
 
             asyncio.run(judge_explanations(judging, unjudged, concurrency, keep))
-    runs = read_runs(judged if judge else texts)
+    runs = [run for run in read_runs(judged if judge else texts) if run.key[:2] in tasks]
     values = {f"explanations.{key}": value for key, value in explanation_figures(runs).items()}
     write_metrics(out / "metrics.json", values)
-    write_explanations_page(out / "report.html", values, runs)
+    write_explanations_page(out / "report.html", values)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
 
 

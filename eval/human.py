@@ -76,6 +76,14 @@ def by_text(ratings: Sequence[Rating]) -> dict[str, dict[str, list[float]]]:
     return {dimension: dict(texts) for dimension, texts in found.items()}
 
 
+def contradictions(ratings: Sequence[Rating]) -> list[tuple[str, str, dict[str, float]]]:
+    """Texts that one annotator calls positive and another negative: id, dimension, and values by annotator."""
+    found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for rating in ratings:
+        found[rating.text_id, rating.dimension][rating.annotator] = rating.value
+    return [(*key, values) for key, values in found.items() if min(values.values()) < 0 < max(values.values())]
+
+
 def import_ab_redial(directory: Path) -> tuple[list[JudgedText], list[Rating]]:
     """AB-ReDial: exchanges of recommendation dialogues, rated by relevance (0-4) and interestingness (1-3).
 

@@ -89,6 +89,7 @@ eval_app.command("compare")(explain_errors(evaluate.compare))
 judge_app.command("data")(explain_errors(judge.data))
 judge_app.command("sample")(explain_errors(judge.sample))
 judge_app.command("label")(explain_errors(judge.label))
+judge_app.command("join")(explain_errors(judge.join))
 judge_app.command("import")(explain_errors(judge.import_labels))
 app.command("recommend")(explain_errors(recommend.recommend))
 

@@ -42,8 +42,8 @@ from eval.systems import (
 )
 from eval.tags import Tagger, TagRun, compare_arms, read_own_runs, read_runs, run_cases
 from graphs.intent import graph as intent_graph
-from recgpt.console import complain, console, progress_bar, reporting, say
-from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.console import complain, console, reporting, say
+from recgpt.output import counted_output, cut_to_whole_lines
 from recgpt.recommend import resolve_context, serve_for
 from tools.answers import open_answers
 from tools.dataset import open_dataset
@@ -182,12 +182,10 @@ def run_missing(
     serve_for(stack, context, profile)
     with reporting("opening the index") as step:
         embed_catalog(open_dataset(context.dataset), open_embedder(context.embedding_model), step)
-    with open_output(out) as write_line, progress_bar() as progress:
-        task = progress.add_task(what, total=len(cases), completed=len(cases) - len(todo))
+    with counted_output(out, what, len(cases), len(cases) - len(todo)) as write_line:
 
         def write(run: TagRun) -> None:
             write_line(run)
-            progress.advance(task)
             say(f"{what}: {run.user_id}: {len(run.personas)} personas, {len(run.tags)} tags")
 
         asyncio.run(run_cases(context, todo, concurrency, write, tagger, budgets))

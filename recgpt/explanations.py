@@ -21,9 +21,9 @@ from eval.explanations import (
 )
 from eval.offline import write_metrics
 from eval.splits import evaluation_cases
-from recgpt.console import complain, progress_bar, reporting, say
+from recgpt.console import complain, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Model, Out, Profile, Setting, Users
-from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.output import counted_output, cut_to_whole_lines
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.logs import logging_to
@@ -73,13 +73,7 @@ def explanations(
         cut_to_whole_lines(texts)
         done = {run.key for run in read_runs(texts)}
         missing = [(task, system) for task, system in todo if (task.user_id, task.item.item_id, system) not in done]
-        with open_output(texts) as write_line, progress_bar() as progress:
-            bar = progress.add_task("explanations", total=len(todo), completed=len(todo) - len(missing))
-
-            def write(run: ExplanationRun) -> None:
-                write_line(run)
-                progress.advance(bar)
-
+        with counted_output(texts, "explanations", len(todo), len(todo) - len(missing)) as write:
             asyncio.run(explain_tasks(context, missing, concurrency, write))
     if judge:
         cut_to_whole_lines(judged)
@@ -90,15 +84,8 @@ def explanations(
             stack.enter_context(logging_to(LOG))
             if unjudged:
                 serve_for(stack, judging, profile)
-            write_line = stack.enter_context(open_output(judged))
-            progress = stack.enter_context(progress_bar())
-            bar = progress.add_task("verdicts", total=len(todo), completed=len(done))
-
-            def keep(run: ExplanationRun) -> None:
-                write_line(run)
-                progress.advance(bar)
-
-            asyncio.run(judge_explanations(judging, unjudged, concurrency, keep))
+            write = stack.enter_context(counted_output(judged, "verdicts", len(todo), len(done)))
+            asyncio.run(judge_explanations(judging, unjudged, concurrency, write))
     runs = [run for run in read_runs(judged if judge else texts) if run.key[:2] in tasks]
     values = {f"explanations.{key}": value for key, value in explanation_figures(runs).items()}
     write_metrics(out / "metrics.json", values)

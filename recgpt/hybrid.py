@@ -21,7 +21,6 @@ from eval.hybrid import (
     ARMS,
     BUDGETED,
     WIDTH,
-    Answer,
     Question,
     agreement,
     hit_figures,
@@ -44,7 +43,7 @@ from eval.splits import Case, evaluation_cases
 from eval.tags import TagRun, read_runs, settings_of
 from graphs.intent import graph
 from prompts.template import load_prompt
-from recgpt.console import complain, progress_bar, reporting, say
+from recgpt.console import complain, reporting, say
 from recgpt.evaluate import (
     ANSWERS,
     LOG,
@@ -58,7 +57,7 @@ from recgpt.evaluate import (
     Users,
     run_missing,
 )
-from recgpt.output import cut_to_whole_lines, open_output
+from recgpt.output import counted_output, cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.adaptor import load_adaptor
 from tools.dataset import open_dataset
@@ -215,13 +214,7 @@ def _ask_missing(endpoints: Mapping[str, Endpoint], asked: Sequence[Question], o
     """Ask what is not answered yet, a line an answer."""
     cut_to_whole_lines(out)
     done = {key for key in read_answers(out) if key[1] in endpoints}
-    with open_output(out) as write_line, progress_bar() as progress:
-        task = progress.add_task("self-perception", total=len(asked) * len(endpoints), completed=len(done))
-
-        def write(answer: Answer) -> None:
-            write_line(answer)
-            progress.advance(task)
-
+    with counted_output(out, "self-perception", len(asked) * len(endpoints), len(done)) as write:
         asyncio.run(perceive(endpoints, asked, done, 2 * concurrency, write))
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from agents.context import Context
 from agents.judging import fact_lines
-from eval.human import IMPORTERS, VALUES, Rating, by_text, read_ratings
+from eval.human import IMPORTERS, VALUES, Rating, by_text, contradictions, read_ratings
 from eval.judge import (
     JUDGES,
     Judge,
@@ -38,9 +38,9 @@ from eval.metrics import Estimate, estimate
 from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
 from prompts.template import load_prompt
-from recgpt.console import complain, console, progress_bar, reporting, say
+from recgpt.console import complain, console, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
-from recgpt.output import Line, Write, cut_to_whole_lines, open_output
+from recgpt.output import Write, counted_output, cut_to_whole_lines, open_output
 from recgpt.recommend import resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -56,6 +56,7 @@ from training.reward_model import open_reward, pair_accuracy, read_contexts, sco
 from training.runs import claim
 
 TEXTS = Path("runs/judge/texts.jsonl")
+LABELS = TEXTS.with_name("labels.jsonl")
 ORDER_SEED = 7
 """Of the order in which texts are labelled by hand, the same for all annotators."""
 
@@ -134,15 +135,7 @@ def _writing(context: Context, profile: str, out: Path, what: str, total: int, d
     with ExitStack() as stack:
         stack.enter_context(logging_to(LOG))
         serve_for(stack, context, profile)
-        write_line = stack.enter_context(open_output(out))
-        progress = stack.enter_context(progress_bar())
-        task = progress.add_task(what, total=total, completed=done)
-
-        def write(line: Line) -> None:
-            write_line(line)
-            progress.advance(task)
-
-        yield write
+        yield stack.enter_context(counted_output(out, what, total, done))
 
 
 def split_counts(households: int) -> dict[Split, int]:
@@ -171,9 +164,7 @@ def import_labels(
 def label(
     annotator: Annotated[str, typer.Option(help="who labels")],
     texts: Annotated[Path, typer.Option(help="what to label, see `recgpt judge data`")] = TEXTS,
-    out: Annotated[Path, typer.Option(help="JSON lines; goes on with what this annotator has done")] = Path(
-        "runs/judge/labels.jsonl"
-    ),
+    out: Annotated[Path, typer.Option(help="JSON lines; goes on with what this annotator has done")] = LABELS,
     dimension: Annotated[list[str] | None, typer.Option(help="label these alone")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
 ) -> None:
@@ -205,6 +196,26 @@ def label(
                 value = VALUES[keys[key]]
                 write(Rating(text_id=text.id, dimension=rubric.dimension, annotator=annotator, value=value))
     say(f"labels of {annotator}: {out}; the same command goes on")
+
+
+def join(
+    files: Annotated[list[Path], typer.Argument(help="what others wrote with `recgpt judge label`")],
+    texts: Annotated[Path, typer.Option(help="the texts that were labelled")] = TEXTS,
+    out: Annotated[Path, typer.Option(help="labels of all, JSON lines")] = LABELS,
+) -> None:
+    """Take over labels by others, and say where annotators contradict each other; both sides are kept."""
+    known = {text.id for text in read_judged(texts)}
+    told = [rating for file in files for rating in read_ratings(file, known)]
+    kept = read_ratings(out, known) if out.exists() else []
+    new = [rating for rating in told if rating not in kept]
+    with open_output(out) as write:
+        for rating in new:
+            write(rating)
+    ratings = read_ratings(out, known)
+    say(f"{out}: {len(new)} labels taken over, {len(ratings)} by {len({one.annotator for one in ratings})} annotators")
+    for text_id, dimension, values in contradictions(ratings):
+        said = ", ".join(f"{name} {value:+g}" for name, value in sorted(values.items()))
+        complain("contradiction", f"{text_id}, {dimension}: {said}; agreement is measured with both")
 
 
 def show_text(text: JudgedText, rubric: Rubric, progress: str) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from agents.schemas import Recommendation
+from recgpt.console import progress_bar
 from tools.errors import OutputError
 
 
@@ -57,6 +58,19 @@ def open_output(path: Path | None) -> Iterator[Write]:
         written += 1
 
     with file:
+        yield write
+
+
+@contextmanager
+def counted_output(path: Path, what: str, total: int, done: int) -> Iterator[Write]:
+    """A function that writes a line to `path` and moves a bar: `done` of `total` are there."""
+    with open_output(path) as write_line, progress_bar() as progress:
+        task = progress.add_task(what, total=total, completed=done)
+
+        def write(line: Line) -> None:
+            write_line(line)
+            progress.advance(task)
+
         yield write
 
 

@@ -1,4 +1,7 @@
-"""The default model: SmolLM2-135M-Instruct out of its package, converted once, and our tuned adapter merged into it."""
+"""The default model: SmolLM2-135M-Instruct out of its package, converted once, and adapters merged into it.
+
+An adapter's card names its base, which may be another adapter's model: the reward model stands on the judge.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tools.errors import ModelFilesError
 from tools.loading import load_once
@@ -19,36 +23,68 @@ DEFAULT_MODEL = "recgpt-smollm2-135m"
 """The same tuned for the agents: what serves them all on a CPU."""
 JUDGE_MODEL = "recgpt-judge-smollm2-135m"
 """The same tuned for the judge's agents."""
+REWARD_MODEL = "recgpt-reward-smollm2-135m"
+"""The judge with a scalar head instead of words: it scores."""
 WEIGHTS = Path(__file__).parent.parent / "training" / "weights"
-ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "sft", JUDGE_MODEL: WEIGHTS / "judge"}
-"""The adapters that make these of the base; they come with the project, their cards say where from."""
+ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "sft", JUDGE_MODEL: WEIGHTS / "judge", REWARD_MODEL: WEIGHTS / "reward"}
+"""The adapters behind these; they come with the project, their cards say where from."""
 MADE_HERE = (BASE_MODEL, *ADAPTERS)
 MODELS_DIRECTORY = Path("models")
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "recgpt-model.json"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def model_path(model: str, report: Callable[[str], None]) -> str:
-    """What vLLM is given for a model setting: one of the models made here, or the name or directory itself.
+    """What vLLM is given for a model setting: a model made here, an adapter merged into its base, or itself.
+
+    Args:
+        model: one of `MADE_HERE`, an adapter's directory, another model's directory, or a hub name.
+        report: called with a sentence on the progress.
 
     Raises:
-        ModelFilesError: their files are missing or not the recorded ones.
+        ModelFilesError: files are missing or not the recorded ones.
     """
-    if model not in MADE_HERE:
+    if adapter := adapter_of(model):
+        digest = adapter_digest(adapter)
+        target = MODELS_DIRECTORY / (model if model in ADAPTERS else f"merged-{digest[:12]}")
+        if _merged_adapter(target) != digest:
+            merge_adapter(model_path(base_of(adapter), report), adapter, target, report)
+    elif model == BASE_MODEL:
+        target = MODELS_DIRECTORY / BASE_MODEL
+        if not (target / MANIFEST).is_file():
+            convert_base_model(target, report)
+    else:
         return model
-    target = MODELS_DIRECTORY / BASE_MODEL
-    if not (target / MANIFEST).is_file():
-        convert_base_model(target, report)
     _verify(target)
-    if adapter := ADAPTERS.get(model):
-        base, target = target, MODELS_DIRECTORY / model
-        if _merged_adapter(target) != adapter_digest(adapter):
-            merge_adapter(base, adapter, target, report)
-        _verify(target)
     return str(target)
+
+
+def adapter_of(model: str) -> Path | None:
+    """The adapter behind a model: a shipped one by the model's name, or a directory of one; None of whole models."""
+    directory = Path(model)
+    return ADAPTERS.get(model) or (directory if (directory / ADAPTER_CONFIG).is_file() else None)
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, as it was named there."""
+    return str(_card(adapter)["base"])
+
+
+def is_scorer(path: str) -> bool:
+    """Whether a model's directory holds a reward model: one with a scalar head."""
+    config = Path(path) / "config.json"
+    kinds = json.loads(config.read_text()).get("architectures", []) if config.is_file() else []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def is_made_here(model: str) -> bool:
+    """Whether a model is the packaged one, or adapters on it: its window and needs are known."""
+    adapter = adapter_of(model)
+    return is_made_here(base_of(adapter)) if adapter and model not in ADAPTERS else model in MADE_HERE
 
 
 PARTS_TEMPLATE = """\
@@ -91,30 +127,47 @@ def adapter_digest(adapter: Path) -> str:
         ModelFilesError: there are none, or they are not those of their card.
     """
     found = sha256(adapter / ADAPTER_WEIGHTS)
-    try:
-        expected = json.loads((adapter / "card.json").read_text())["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelFilesError(
-            f"{adapter} has no card.json with a sha256 ({error!r}): it is no adapter of ours"
-        ) from error
-    if found != expected:
+    if found != (expected := _card(adapter)["sha256"]):
         raise ModelFilesError(f"{adapter / ADAPTER_WEIGHTS} has SHA-256 {found}, its card says {expected}: get it anew")
     return found
+
+
+def _card(adapter: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads((adapter / "card.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"{adapter} has no card.json ({error}): it is no adapter of ours") from error
+    if missing := {"sha256", "base", "base_sha256"} - card.keys():
+        raise ModelFilesError(f"{adapter}/card.json lacks {', '.join(sorted(missing))}: it is no adapter of ours")
+    return card
+
+
+def base_digest(model: str) -> str | None:
+    """What an adapter's card says of its base, a directory: SHA-256 of its weights, or of the adapter merged in there.
+
+    The last bits of a merged sum hang on the machine that merges. None of a model of the hub.
+    """
+    directory = Path(model)
+    if not directory.is_dir():
+        return None
+    return _merged_adapter(directory) or sha256(directory / "model.safetensors")
 
 
 @load_once(maxsize=8)
 def weights_name(model: str) -> str:
     """A model's name with the digest of what is in it where that is known: another adapter is another model."""
-    return f"{model}@{adapter_digest(ADAPTERS[model])}" if model in ADAPTERS else model
+    adapter = adapter_of(model)
+    return f"{model}@{adapter_digest(adapter)}" if adapter else model
 
 
-def merge_adapter(base: Path, adapter: Path, target: Path, report: Callable[[str], None]) -> None:
-    """Add an adapter's weights to a model's (`W + alpha / r * B A`) and write the sum as a model of its own, bfloat16.
+def merge_adapter(base: str, adapter: Path, target: Path, report: Callable[[str], None]) -> None:
+    """Add an adapter's weights to a model's (`W + alpha / r * B A`) and write the sum as a model of its own.
 
-    vLLM on a CPU serves an adapter by name at less than half the speed of merged weights.
+    vLLM on a CPU serves an adapter by name at less than half the speed of merged weights. They are bfloat16; those of a
+    reward model stay float32, as bfloat16 would change its scores by some thousandths.
 
     Args:
-        base: directory of the model that the adapter was trained on.
+        base: directory or hub name of the model that the adapter was trained on.
         adapter: PEFT directory with its card.
         target: directory to write.
         report: called with a sentence on the progress.
@@ -122,28 +175,31 @@ def merge_adapter(base: Path, adapter: Path, target: Path, report: Callable[[str
     report(f"merging {adapter} into {base} (once, some seconds)")
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    card = json.loads((adapter / "card.json").read_text())
-    if (found := sha256(base / "model.safetensors")) != card["base_sha256"]:
+    expected = _card(adapter)["base_sha256"]
+    if (found := base_digest(base)) != expected:
         raise ModelFilesError(
-            f"{adapter} was trained on a model with SHA-256 {card['base_sha256']}, {base} has {found}: "
-            "train it anew with `recgpt train sft all`"
+            f"{adapter} was trained on a model with SHA-256 {expected}, {base} has {found}: train it anew"
         )
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().to(torch.bfloat16)
+    if json.loads((adapter / ADAPTER_CONFIG).read_text())["task_type"] == "SEQ_CLS":
+        scorer = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(scorer, str(adapter)).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().to(torch.bfloat16)
     with _replacing(target) as partial:
         merged.save_pretrained(partial)
         AutoTokenizer.from_pretrained(base).save_pretrained(partial)
         _write_manifest(
-            partial, {"base": base.name, "adapter_sha256": adapter_digest(adapter), "licence": "Apache-2.0"}
+            partial, {"base": Path(base).name, "adapter_sha256": adapter_digest(adapter), "licence": "Apache-2.0"}
         )
 
 
 def _merged_adapter(target: Path) -> str | None:
-    """The digest of the adapter in a merged model; None where there is no such model."""
+    """The digest of the adapter in a merged model; None where there is none."""
     manifest = target / MANIFEST
-    return str(json.loads(manifest.read_text())["adapter_sha256"]) if manifest.is_file() else None
+    return json.loads(manifest.read_text()).get("adapter_sha256") if manifest.is_file() else None
 
 
 def convert_base_model(target: Path, report: Callable[[str], None]) -> None:

@@ -16,7 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
-from tools.models import ADAPTERS, BASE_MODEL, MADE_HERE, adapter_digest, model_path, template_of_parts
+from tools.models import (
+    ADAPTERS,
+    BASE_MODEL,
+    REWARD_MODEL,
+    adapter_digest,
+    is_made_here,
+    is_scorer,
+    model_path,
+    template_of_parts,
+)
 
 MAX_RANK = 64
 """Largest LoRA rank that a server takes, from the start or later."""
@@ -27,6 +36,10 @@ LOG_DIRECTORY = Path("runs")
 
 STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 """Compact JSON: a small model that may write blanks writes little else."""
+
+
+SCORING = ("--runner=pooling", "--dtype=float32", "--enforce-eager")
+"""Of a reward model, on any machine: with fewer bits its scores are not those of its training."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def serve_command(
 
     Args:
         profile: for which machine.
-        model: a name of ours, a hub name or a directory.
+        model: a name of ours, a hub name, a directory of a model, or one of an adapter that was trained here.
         base_url: where to listen.
         report: called with a sentence on the progress.
         adapters: LoRA adapters by name, served beside the model; a request chooses one by its name.
@@ -99,21 +112,27 @@ def serve_command(
         raise ServerError(f"base_url {base_url!r} names no host and port, such as http://127.0.0.1:8400/v1")
     _require(profile)
     adapters = dict(adapters or {})
-    if model in ADAPTERS and profile.adapters:
-        shipped = {name: adapter for name, adapter in ADAPTERS.items() if name == model or adapter.is_dir()}
+    writers = {name: adapter for name, adapter in ADAPTERS.items() if name != REWARD_MODEL}
+    if model in writers and profile.adapters:
+        shipped = {name: adapter for name, adapter in writers.items() if name == model or adapter.is_dir()}
         for adapter in shipped.values():
             adapter_digest(adapter)
         model, adapters = BASE_MODEL, {**shipped, **adapters}
     path = model_path(model, report)
-    lora = ["--enable-lora", "--max-lora-rank", str(MAX_RANK), "--lora-modules"] if adapters else []
-    return [
+    command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", path, "--served-model-name", model,
         "--host", address.hostname, "--port", str(address.port),
+    ]  # fmt: skip
+    if is_scorer(path):
+        return [*command, *SCORING]
+    lora = ["--enable-lora", "--max-lora-rank", str(MAX_RANK), "--lora-modules"] if adapters else []
+    return [
+        *command,
         *_entity_arguments(path, address.port, report),
         "--structured-outputs-config", STRUCTURED_OUTPUTS,
         *profile.arguments,
-        *(profile.default_model_arguments if model in MADE_HERE else ()),
+        *(profile.default_model_arguments if is_made_here(model) else ()),
         *lora, *(f"{name}={directory}" for name, directory in adapters.items()),
     ]  # fmt: skip
 
@@ -132,7 +151,7 @@ def _entity_arguments(path: str, port: int, report: Callable[[str], None]) -> li
 
 def serve_environment(profile: ServingProfile, model: str) -> dict[str, str]:
     """The environment of the server: nothing is reported, and no hub is asked for a model that is here."""
-    local = model in MADE_HERE or Path(model).is_dir()
+    local = is_made_here(model) or Path(model).is_dir()
     return os.environ | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

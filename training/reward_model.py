@@ -24,8 +24,7 @@ from agents.schemas import Fact
 from eval.agreement import GRADES
 from eval.judged import JudgedText, Split
 from prompts.template import load_prompt
-from tools.errors import ModelFilesError
-from tools.models import ADAPTER_WEIGHTS, adapter_digest, model_path, sha256
+from tools.models import ADAPTER_WEIGHTS, base_digest, model_path, sha256
 from training.runs import claim, run_trainer, trainer_arguments
 
 VERSION = "v1"
@@ -290,7 +289,7 @@ def train_reward(
         "command": command,
         "sha256": sha256(adapter / ADAPTER_WEIGHTS),
         "base": model,
-        "base_sha256": sha256(Path(path) / "model.safetensors") if Path(path).is_dir() else None,
+        "base_sha256": base_digest(path),
         "texts_sha256": list(texts_sha256),
         "recipe": asdict(recipe),
         "contexts": len(contexts["train"]),
@@ -307,19 +306,11 @@ def open_reward(adapter: Path, report: Callable[[str], None]) -> tuple[Any, Any]
     Raises:
         ModelFilesError: the weights are not those of their card, or the card is of another base model.
     """
-    from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    adapter_digest(adapter)
-    card = json.loads((adapter / "card.json").read_text())
-    path = model_path(card["base"], report)
-    if card["base_sha256"] and (found := sha256(Path(path) / "model.safetensors")) != card["base_sha256"]:
-        raise ModelFilesError(
-            f"{adapter} was trained on {card['base']} with SHA-256 {card['base_sha256']}, {path} has {found}: train it "
-            "anew with `recgpt train reward`"
-        )
-    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
-    return PeftModel.from_pretrained(judge, str(adapter)).eval(), AutoTokenizer.from_pretrained(path)
+    path = model_path(str(adapter), report)
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
 def score_contexts(model: Any, contexts: Sequence[Packed], report: Callable[[str], None]) -> list[list[float]]:  # noqa: ANN401

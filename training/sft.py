@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from tools.errors import DatasetError
-from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, model_path, sha256
+from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, base_digest, model_path, sha256
 from training.runs import claim, run_trainer, trainer_arguments
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "one_shot", "reviewer")
@@ -164,7 +164,7 @@ def train(
         "command": " ".join(["recgpt train sft", agent, *options]),
         "sha256": sha256(adapter / ADAPTER_WEIGHTS),
         "base": model,
-        "base_sha256": sha256(Path(path) / "model.safetensors") if Path(path).is_dir() else None,
+        "base_sha256": base_digest(path),
         "data_sha256": digest,
         "recipe": asdict(recipe),
         "examples": len(train_set),

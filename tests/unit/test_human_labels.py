@@ -101,3 +101,20 @@ def test_a_person_labels_stops_and_goes_on(tmp_path: Path) -> None:
     assert [rating.value for rating in read_ratings(out, ["t1", "t2"])] == [1.0, -1.0]
     CliRunner().invoke(app, [*command[:3], "bob", *command[4:]], input="n\nn\n")
     assert by_text(read_ratings(out, ["t1", "t2"]))["Clarity"] == {"t1": [1.0, 0.0], "t2": [-1.0, 0.0]}
+
+
+def test_labels_of_others_are_taken_over_once_and_contradictions_are_told(tmp_path: Path) -> None:
+    texts = write_lines(tmp_path / "texts.jsonl", text("t1"), text("t2"))
+    against = RATING.model_copy(update={"annotator": "bob", "value": -1})
+    unsure = RATING.model_copy(update={"annotator": "bob", "text_id": "t2", "value": 0})
+    out = write_lines(tmp_path / "labels.jsonl", RATING, RATING.model_copy(update={"text_id": "t2"}))
+    other = write_lines(tmp_path / "bob.jsonl", against, unsure)
+    command = ["judge", "join", str(other), "--texts", str(texts), "--out", str(out)]
+    first, again = (" ".join(CliRunner().invoke(app, command).output.split()) for _ in range(2))
+    assert "2 labels taken over, 4 by 2 annotators" in first
+    assert "0 labels taken over, 4 by 2 annotators" in again
+    assert first.count("contradiction:") == 1 and "t1, Clarity: ann +1, bob -1" in first
+    unknown = write_lines(tmp_path / "unknown.jsonl", unsure, RATING.model_copy(update={"text_id": "t3"}))
+    before = out.read_text()
+    failed = CliRunner().invoke(app, [*command[:2], str(unknown), *command[3:]])
+    assert failed.exit_code == 1 and out.read_text() == before

@@ -12,6 +12,13 @@ from eval.judged import JudgedText
 from tools.errors import ModelFilesError, OutputError
 from training.reward_model import RewardRecipe, open_reward, pair_accuracy, read_contexts, score_contexts, train_reward
 
+
+@pytest.fixture(autouse=True)
+def own_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is merged here is not kept."""
+    monkeypatch.setattr("tools.models.MODELS_DIRECTORY", tmp_path / "models")
+
+
 RECIPE = RewardRecipe(rank=4, learning_rate=5e-3, warmup_steps=1, accumulate=2, epochs=4, evaluate_every=8)
 GRADED: dict[str, Grade] = {"fresh milk for the week": "Superior", "milk": "Average", "a stone of noise": "Bad"}
 
@@ -81,7 +88,7 @@ def test_a_reward_model_of_another_base_is_refused(tiny_model: str, tmp_path: Pa
     train_reward(texts(), ["x"], tiny_model, tmp_path, replace(RECIPE, epochs=1), say, "command")
     card = json.loads((tmp_path / "adapter" / "card.json").read_text())
     (tmp_path / "adapter" / "card.json").write_text(json.dumps(card | {"base_sha256": "0" * 64}))
-    with pytest.raises(ModelFilesError, match="train it anew with `recgpt train reward`"):
+    with pytest.raises(ModelFilesError, match="train it anew"):
         open_reward(tmp_path / "adapter", say)
 
 

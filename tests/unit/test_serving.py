@@ -13,7 +13,7 @@ from agents.context import Context
 from recgpt.cli import app
 from tools import serving
 from tools.errors import ServerError
-from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL, adapter_digest
+from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, REWARD_MODEL, adapter_digest
 from tools.serving import CPU, FP8, load_adapter, serve_command
 
 URL = "http://127.0.0.1:8400/v1"
@@ -47,6 +47,25 @@ def test_on_a_gpu_it_is_an_adapter_beside_its_base(monkeypatch: pytest.MonkeyPat
 def test_a_larger_model_needs_no_adapter_and_may_have_some(tmp_path: Path) -> None:
     assert "lora" not in command(CPU, "some/larger-model")
     assert command(CPU, "some/larger-model", {"mine": tmp_path}).endswith(f"--lora-modules mine={tmp_path}")
+
+
+def test_a_reward_model_is_served_by_the_pooling_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    monkeypatch.setattr(serving, "model_path", lambda model, report: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for profile in (CPU, FP8):
+        line = command(profile, REWARD_MODEL)
+        assert "--runner=pooling --dtype=float32" in line
+        assert "fp8" not in line and "lora" not in line
+
+
+def test_an_adapter_trained_here_needs_what_its_base_needs(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    card = {"sha256": "", "base": JUDGE_MODEL, "base_sha256": ""}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert "--no-enable-chunked-prefill" in command(CPU, str(tmp_path))
+    (tmp_path / "card.json").write_text(json.dumps(card | {"base": "some/larger-model"}))
+    assert "--no-enable-chunked-prefill" not in command(CPU, str(tmp_path))
 
 
 def test_a_model_with_several_chat_templates_is_served_without_hybrid_prompts(monkeypatch: pytest.MonkeyPatch) -> None:

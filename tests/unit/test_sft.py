@@ -114,7 +114,7 @@ def test_the_shipped_form_merges_to_what_was_trained(tiny_model: str, data: Path
     card = train("all", data, tmp_path / "out", RECIPE, 8, say, tiny_model)
     adapter = tmp_path / "out" / "adapter"
     assert adapter_digest(adapter) == card["sha256"]
-    merge_adapter(Path(tiny_model), adapter, tmp_path / "merged", say)
+    merge_adapter(tiny_model, adapter, tmp_path / "merged", say)
     ids = torch.randint(5, 500, (1, 12))
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -132,7 +132,7 @@ def test_an_adapter_of_another_base_or_with_other_weights_is_refused(
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"another model")
     with pytest.raises(ModelFilesError, match="was trained on a model with SHA-256"):
-        merge_adapter(other, adapter, tmp_path / "merged", say)
+        merge_adapter(str(other), adapter, tmp_path / "merged", say)
     (adapter / "adapter_model.safetensors").write_bytes(b"other weights")
     with pytest.raises(ModelFilesError, match="its card says"):
         adapter_digest(adapter)

@@ -21,6 +21,7 @@ AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "re
 """All that ask a model; each has a prompt, a temperature and so on of its own in the context."""
 SAME_MODEL = {"route": "expert", "one_shot": "reviewer"}
 """Agents of the baseline that play another's part: they ask its model."""
+JUDGE_AGENTS = ("evaluator", "reviewer")
 HYBRID_AGENTS = ("planner", "arbiter")
 """Agents that read a history: theirs are the prompts with entities."""
 TEXT_TOKENS = 1500
@@ -137,6 +138,12 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("retrieve_items", "retrieve_tagged_items"),
     )
     judge: bool = Field(False, description="grade each explanation")
+    judge_model: str | None = Field(
+        None, description="model of the judge's agents, such as one that is tuned for them [default: model]"
+    )
+    judge_base_url: str | None = Field(
+        None, description="server of the judge's agents, where it is another one [default: base_url]"
+    )
     judge_reverse: bool = Field(
         False,
         description="the judge reads labels and facts in the opposite order: what it says should not hang on that",
@@ -220,20 +227,22 @@ class Context(BaseSettings):
 
     def endpoint(self, agent: str) -> Endpoint:
         """Where an agent's model is."""
-        model: str = getattr(self, f"{SAME_MODEL.get(agent, agent)}_model") or self.model
+        part = SAME_MODEL.get(agent, agent)
+        judging = part in JUDGE_AGENTS
+        model: str = getattr(self, f"{part}_model") or (self.judge_model if judging else None) or self.model
+        base_url = (self.judge_base_url if judging else None) or self.base_url
         hybrid = self.representation == "hybrid" and agent in HYBRID_AGENTS
         entities = EntitySource(self.dataset / "index", self.adaptor, self.embedding_model, model) if hybrid else None
-        return Endpoint(self.base_url, model, self.api_key, self.request_timeout, self.answers, entities)
+        return Endpoint(base_url, model, self.api_key, self.request_timeout, self.answers, entities)
 
     @property
     def planner_budget(self) -> int:
         """Most tokens of the planner's prompt, whatever the window."""
         return self.planner_tokens or (UNBOUNDED if self.representation == "hybrid" else TEXT_TOKENS)
 
-    @property
-    def models(self) -> set[str]:
-        """Names of all models that a request may ask."""
-        return {self.endpoint(agent).model for agent in AGENTS}
+    def models(self, *agents: str) -> set[str]:
+        """Names of the models that these agents ask, all agents where none is named."""
+        return {self.endpoint(agent).model for agent in agents or AGENTS}
 
 
 def context_of(runtime: Runtime[Context]) -> Context:

@@ -17,7 +17,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from agents.context import HYBRID_AGENTS, Context
+from agents.context import AGENTS, HYBRID_AGENTS, JUDGE_AGENTS, Context
 from agents.schemas import AgentUsage, Recommendation, Request
 from graphs.recommend import graph
 from recgpt.console import complain, console, progress_bar, reporting, say
@@ -33,6 +33,8 @@ from tools.serving import named_profile, running_server, served_models
 
 MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"]
 LOG = Path("runs/recommend.log.jsonl")
+JUDGE_BASE_URL = "http://127.0.0.1:8401/v1"
+"""Where the judge's server is started, if it needs one of its own."""
 
 
 def recommend(
@@ -64,13 +66,15 @@ def recommend(
             out.unlink(missing_ok=True)
     if report and report == out:
         raise SettingError(f"--report and --out are the same file, {out}")
-    done = finished_users(out, resume, moment, context.models)
+    done = finished_users(out, resume, moment, context.models())
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
         with ExitStack() as stack:
             stack.enter_context(logging_to(LOG))
             serve_for(stack, context, profile)
+            if context.judge:
+                context = serve_judge(stack, context, profile)
             with reporting("opening the index") as report_step:
                 embed_catalog(data, open_embedder(context.embedding_model), report_step)
             write = stack.enter_context(open_output(out))
@@ -199,12 +203,34 @@ def serve_for(stack: ExitStack, context: Context, profile: str) -> None:
         )
     with reporting("looking for a model server") as report_step:
         server = running_server(
-            named_profile(profile), context.model, context.base_url, report_step, key, context.models
+            named_profile(profile),
+            context.model,
+            context.base_url,
+            report_step,
+            key,
+            context.models(*(agent for agent in AGENTS if agent not in JUDGE_AGENTS)),
         )
         stack.enter_context(server)
         if context.representation == "hybrid":
             for endpoint in {context.endpoint(agent) for agent in HYBRID_AGENTS}:
                 asyncio.run(check_embeds(endpoint))
+
+
+def serve_judge(stack: ExitStack, context: Context, profile: str) -> Context:
+    """Have a server for the judge's agents too; the context then names it.
+
+    It is that of the other agents where it serves the judge's model, as on a GPU. A server of merged weights has one
+    model: then the judge has a second server, which is started where none runs.
+    """
+    key = context.api_key.get_secret_value()
+    wanted = context.models(*JUDGE_AGENTS)
+    if context.judge_base_url is None and wanted <= set(served_models(context.base_url, key) or []):
+        return context
+    url = context.judge_base_url or JUDGE_BASE_URL
+    with reporting("looking for the judge's server") as report_step:
+        model = context.judge_model or context.model
+        stack.enter_context(running_server(named_profile(profile), model, url, report_step, key, wanted))
+    return context.model_copy(update={"judge_base_url": url})
 
 
 def _summarise(results: Sequence[Recommendation], out: Path | None, earlier: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from langchain_core.messages import BaseMessage
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
@@ -92,22 +93,21 @@ def pointwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"listwise": listwise_loss, "pointwise": pointwise_loss}
 
 
-def reward_texts(texts: Sequence[JudgedText], template: Callable[[Sequence[Any]], str]) -> list[str]:
-    """Candidates of one context as the model reads them; the facts are those that any of them was judged by.
-
-    Args:
-        texts: of one context.
-        template: the model's chat template.
-    """
+def reward_messages(texts: Sequence[JudgedText]) -> list[list[BaseMessage]]:
+    """Candidates of one context as the model reads them; the facts are those that any of them was judged by."""
     facts: dict[tuple[str, str], Fact] = {}
     for text in texts:
         facts |= {(fact.name, fact.text): fact for fact in text.task.facts}
     shown = [fact.model_dump() for _, fact in sorted(facts.items())]
     prompt = load_prompt("reward", VERSION)
-    return [
-        template(prompt.render({"kind": text.task.kind, "facts": shown, "subject": text.task.subject}))
-        for text in texts
-    ]
+    return [prompt.render({"kind": text.task.kind, "facts": shown, "subject": text.task.subject}) for text in texts]
+
+
+def pack_context(texts: Sequence[JudgedText], tokenizer: Any) -> Packed:  # noqa: ANN401 (transformers')
+    """Graded candidates of one context, packed in their order."""
+    told = [_chat(tokenizer, messages) for messages in reward_messages(texts)]
+    grades = [GRADES.index(text.grade) for text in texts if text.grade]
+    return pack([tokenizer(text)["input_ids"] for text in told], grades)
 
 
 def pack(tokens: Sequence[Sequence[int]], grades: Sequence[int]) -> Packed:
@@ -186,25 +186,20 @@ def read_contexts(
         if text.split == split and text.grade:
             found[f"{text.task.kind}/{text.context}"].append(text)
 
-    def packed(candidates: Sequence[JudgedText]) -> Packed:
-        told = reward_texts(candidates, lambda messages: _chat(tokenizer, messages))
-        grades = [GRADES.index(text.grade) for text in candidates if text.grade]
-        return pack([tokenizer(text)["input_ids"] for text in told], grades)
-
     contexts, lost = [], 0
     for candidates in found.values():
         kept = sorted(candidates, key=lambda text: hashlib.sha256(text.id.encode()).digest())
-        context = packed(kept)
+        context = pack_context(kept, tokenizer)
         while len(context.ids) > max_length and len(kept) > 1:
             kept = kept[:-1]
-            context = packed(kept)
+            context = pack_context(kept, tokenizer)
         lost += len(candidates) - len(kept)
         if len(set(context.grades)) > 1 and len(context.ids) <= max_length:
             contexts.append(context)
     return contexts, lost
 
 
-def _chat(tokenizer: Any, messages: Sequence[Any]) -> str:  # noqa: ANN401
+def _chat(tokenizer: Any, messages: Sequence[BaseMessage]) -> str:  # noqa: ANN401
     told = [{"role": "system" if one.type == "system" else "user", "content": one.content} for one in messages]
     return str(tokenizer.apply_chat_template(told, tokenize=False))
 

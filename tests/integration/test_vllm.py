@@ -24,6 +24,7 @@ import jsonschema
 import psutil
 import pytest
 import torch
+from pydantic import SecretStr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.context import Context
@@ -31,11 +32,22 @@ from agents.schemas import Recommendation, Request
 from eval.hybrid import prompt_sizes, whole_prompts
 from eval.splits import evaluation_cases
 from graphs.intent import graph as intent
+from tests.unit.test_reward_training import texts as candidates
 from tools.dataset import open_dataset
 from tools.errors import ServerError
 from tools.hybrid import Reading
+from tools.llm import Endpoint
 from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL
+from tools.scoring import score
 from tools.serving import CPU, load_adapter, running_server, served_models
+from training.reward_model import (
+    RewardRecipe,
+    open_reward,
+    pack_context,
+    reward_messages,
+    score_contexts,
+    train_reward,
+)
 
 ROOT = Path(__file__).parents[2]
 BASE_URL = "http://127.0.0.1:8417/v1"
@@ -165,6 +177,27 @@ def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeyp
         assert answer("my-expert") == tuned
         with pytest.raises(ServerError, match=r"did not take .* as 'broken'"):
             load_adapter(base_url, "broken", tmp_path)
+
+
+async def test_a_reward_model_is_served_with_the_scores_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step on made-up candidates: whatever it has learnt, the scores must not hang on who computes them."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tools.models.MODELS_DIRECTORY", tmp_path / "models")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / BASE_MODEL).symlink_to(ROOT / "models" / BASE_MODEL)
+    texts, recipe = candidates(), RewardRecipe(accumulate=12, warmup_steps=1)
+    train_reward(texts, ["made up"], BASE_MODEL, tmp_path / "reward", recipe, print, "of a test")
+    adapter = tmp_path / "reward" / "adapter"
+    model, tokenizer = open_reward(adapter, print)
+    base_url = "http://127.0.0.1:8423/v1"
+    with running_server(CPU, str(adapter), base_url, print):
+        endpoint = Endpoint(base_url, str(adapter), SecretStr("EMPTY"), 120.0)
+        for context in (texts[:3], texts[-3:]):
+            (expected,) = score_contexts(model, [pack_context(context, tokenizer)], print)
+            assert await score(endpoint, reward_messages(context)) == pytest.approx(expected, abs=1e-3)
+            assert max(expected) - min(expected) > 0.01  # else the order of the candidates would not matter
 
 
 def test_the_guard_refuses(tmp_path: Path) -> None:

@@ -199,3 +199,24 @@ def test_households_run_beside_each_other(small_dir: Path, server: ScriptedServe
     server.answer = answer
     run(small_dir, server, "--sample", "2", "--set", "personas=2", "--set", "items=1", *AS_OF)
     assert max(running) > 2  # one household alone has two experts at most
+
+
+def test_the_judge_may_have_a_server_of_its_own(
+    small_dir: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = ScriptedServer()
+    second.model = "judge"
+    monkeypatch.setattr("recgpt.recommend.JUDGE_BASE_URL", second.base_url)
+    arguments = ["--user", "h1", "--judge", "--set", "items=2", *AS_OF]
+    try:
+        code, said, lines = run(small_dir, server, *arguments, "--set", "judge_model=judge")
+        assert code == 0, said
+        assert all(item["verdict"] for item in lines[0]["items"])
+        assert second.prompts("evaluator") and second.prompts("reviewer") and not second.prompts("planner")
+        assert not server.prompts("evaluator")
+        code, said, _ = run(small_dir, server, *arguments, "--set", "judge_model=other")
+        assert code == 1 and "serves judge, not 'other'" in said
+    finally:
+        second.close()
+    assert run(small_dir, server, *arguments)[0] == 0  # the judge's model is that of the others
+    assert server.prompts("evaluator")

@@ -118,4 +118,4 @@ def test_the_context_chooses_the_model_of_an_agent() -> None:
     context = Context(model="base", expert_model="tuned-expert")
     assert context.endpoint("expert").model == "tuned-expert"
     assert context.endpoint("planner").model == "base"
-    assert context.models == {"base", "tuned-expert"}
+    assert context.models() == {"base", "tuned-expert"}

@@ -4,6 +4,7 @@
 # make studio      the five graphs in LangGraph's local development server
 # make serve       the model server alone
 # make hooks       pre-commit hooks
+# make clean       remove what these make, but no data set or run of your own
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,9 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-ifdef GPU
+# A GPU that was set up for stays the choice.
+GPU ?= $(wildcard $(VENV)/.installed-gpu)
+ifneq ($(strip $(GPU)),)
 STAMP := $(VENV)/.installed-gpu
 PROFILE := fp8
 else
@@ -58,8 +61,9 @@ serve: setup model
 hooks: setup
 	$(BIN)/pre-commit install
 
+# What these targets make; data sets of your own and runs stay.
 clean:
-	rm -rf $(VENV) data models runs build *.egg-info
+	rm -rf $(VENV) $(DATA) $(DEMO) models build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'

@@ -111,7 +111,8 @@ def hybrid(
     data, embedder = open_dataset(context.dataset), open_embedder(context.embedding_model)
     trained = load_adaptor(context.adaptor, weights_name(context.model), embedder.name)
     tokens = trained.adaptor.shape.tokens
-    cases = evaluation_cases(data, users)
+    # A small run after a larger one measures what that one left too: no figure loses households.
+    cases = evaluation_cases(data, max([users, *(len(_runs(out, name)) for name in ARMS)]))
     asked = held_out_questions(data, load_perception(), questions, titles)
     claim(out, {"settings": settings_of(context), "adaptor": trained.sha256, "questions": _digest(asked)})
     endpoints = {"text": _with(context, representation="text"), "hybrid": context.endpoint("planner")}
@@ -134,16 +135,17 @@ def hybrid(
         with reporting("prefill") as step:
             timed = _time_prefills(endpoints, long, out / f"prefill-{profile}-{len(long)}.json", step)
         for name in chosen:
-            own, asked_of, budgets = context.model_copy(update={"representation": ARMS[name]}), cases, {}
+            own, asked_of, budgets = context.model_copy(update={"representation": ARMS[name]}), cases[:users], {}
             if name == "blank":
                 write_blank_adaptor(trained, embedder, out / "blank")
                 own = own.model_copy(update={"adaptor": out / "blank"})
             if name in BUDGETED:
                 budgets = hybrid_budgets(read_runs(out / "hybrid.jsonl"))
-                asked_of = [case for case in cases if case.user_id in budgets]
-                if len(asked_of) < len(cases):
+                asked_of = [case for case in cases[:users] if case.user_id in budgets]
+                if len(asked_of) < len(cases[:users]):
                     complain(name, f"only the {len(asked_of)} households that have a hybrid prompt; see --arm hybrid")
             run_missing(stack, own, asked_of, out / f"{name}.jsonl", concurrency, profile, name, graph, budgets)
+    arms = {name: runs for name in ARMS if (runs := _runs(out, name))}
     with reporting("measuring") as step:
         step("self-perception")
         answers = {
@@ -151,12 +153,14 @@ def hybrid(
             for (number, way), answer in read_answers(out / "answers.jsonl").items()
             if way in endpoints
         }
+        if also and f"{tokens}{WIDTH}" not in {way for _, way in answers}:
+            answers |= {
+                (number, f"{tokens}{WIDTH}"): told for (number, way), told in answers.items() if way == "hybrid"
+            }
         values = {**size_figures(sizes, tokens), **timed, **perception_figures(asked, answers, reading)}
         step("hit rates")
-        first = {case.user_id: size for case, size in zip(cases, sizes, strict=True)}
-        arms = {name: [run for run in _runs(out, name) if run.user_id in first] for name in ARMS}
-        arms = {name: runs for name, runs in arms.items() if runs}
-        values |= {**hit_figures(arms, data, embedder), **whole_figures(arms, first)}
+        sizes_of = {case.user_id: size for case, size in zip(cases, sizes, strict=True)}
+        values |= {**hit_figures(arms, data, embedder), **whole_figures(arms, sizes_of)}
         step("agreement")
         values |= _agreements(aligned, context, embedder, reading)
         values = {f"hybrid.{key}": value for key, value in values.items()}
@@ -170,7 +174,10 @@ def _with(context: Context, **settings: object) -> Endpoint:
 
 
 def _further(context: Context, directories: Sequence[Path], model: str, embedder: str) -> dict[str, Endpoint]:
-    """Endpoints of further adaptors by their width, `2_tokens@1a2b3c4d`: answers are kept by the weights too."""
+    """Endpoints of the curve's adaptors by their width, `2_tokens@1a2b3c4d`: answers are kept by the weights too.
+
+    The adaptor that is measured is a point of the curve unless another of its width is given.
+    """
     found: dict[str, Endpoint] = {}
     for directory in directories:
         trained = load_adaptor(directory, model, embedder)
@@ -188,6 +195,7 @@ def _digest(asked: Sequence[Question]) -> str:
 
 def _runs(out: Path, name: str) -> list[TagRun]:
     path = out / f"{name}.jsonl"
+    cut_to_whole_lines(path)
     return read_runs(path) if path.exists() else []
 
 
@@ -221,7 +229,8 @@ def _ask_missing(endpoints: Mapping[str, Endpoint], asked: Sequence[Question], o
 def _align_missing(context: Context, cases: Sequence[Case], out: Path, concurrency: int) -> list[Alignment]:
     """Full-text prompts of households and the answers to them, as in training."""
     cut_to_whole_lines(out)
-    done = {line.user_id for line in read_alignments(out)} if out.exists() else set()
+    answering = weights_name(context.model)
+    done = {line.user_id for line in read_alignments(out, answering)} if out.exists() else set()
     todo = [Request(user_id=case.user_id, as_of=case.as_of) for case in cases if case.user_id not in done]
     text = context.model_copy(update={"representation": "text", "answers": None})
     with open_output(out) as write_line:
@@ -232,7 +241,7 @@ def _align_missing(context: Context, cases: Sequence[Case], out: Path, concurren
 
         asyncio.run(align(text, todo, concurrency, write))
     users = {case.user_id for case in cases}
-    return [line for line in read_alignments(out) if line.user_id in users]
+    return [line for line in read_alignments(out, answering) if line.user_id in users]
 
 
 def _agreements(

@@ -21,7 +21,7 @@ from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
 from tools.logs import logging_to
-from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256
+from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256, weights_name
 from tools.towers import TOWERS
 from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
@@ -93,7 +93,8 @@ def alignment(
     # Answers that were kept run no model, and it is the model's own words that are wanted.
     context = resolve_context(settings, base_url=base_url, model=model).model_copy(update={"answers": None})
     cut_to_whole_lines(out)
-    done = {line.user_id for line in read_alignments(out)} if out.exists() else set()
+    answering = weights_name(context.model)
+    done = {line.user_id for line in read_alignments(out, answering)} if out.exists() else set()
     todo = [case for case in alignment_cases(open_dataset(context.dataset), users) if case.user_id not in done]
     with ExitStack() as stack:
         stack.enter_context(logging_to(LOG))

@@ -285,17 +285,19 @@ async def check_embeds(endpoint: Endpoint) -> None:
 
     Raises:
         ServerUnreachableError: no answer.
-        ServerError: it takes no entities, or not these, or puts something between the parts of a message.
+        ServerError: it takes no entities, or not these, or puts something between the parts of a message, or has no
+            `/tokenize` that tells.
         ModelFilesError: there is no adaptor for this model.
     """
     assert endpoint.entities
     table = await asyncio.to_thread(open_entities, endpoint.entities)
     entity: dict[str | Any, Any] = {"type": "text", "text": "[entity: milk]", "entities": ["milk"]}
     answer = await _tokenize(endpoint, [HumanMessage([entity])], table)
-    if answer.is_client_error and answer.status_code != httpx.codes.NOT_FOUND:  # which servers other than vLLM answer
+    if answer.is_error:
         raise ServerError(
             f"the model server at {endpoint.base_url} takes no input embeddings of {endpoint.entities.adaptor}: "
-            f"{answer.text[:REASON_LIMIT]}; start one with `recgpt serve`, or set representation=text"
+            f"{answer.status_code} {answer.text[:REASON_LIMIT]}; start one with `recgpt serve`, or set "
+            "representation=text"
         )
     parts: list[str | dict[Any, Any]] = [{"type": "text", "text": text} for text in ("milk", "shake")]
     joined, one = [

@@ -155,9 +155,17 @@ def base_digest(model: str) -> str | None:
 
 @load_once(maxsize=8)
 def weights_name(model: str) -> str:
-    """A model's name with the digest of what is in it where that is known: another adapter is another model."""
-    adapter = adapter_of(model)
-    return f"{model}@{adapter_digest(adapter)}" if adapter else model
+    """A model's name with the digest of what is in it where that is known: other weights are another model.
+
+    Of a directory it is the directory's own name, wherever that stands; one of several gigabytes takes some seconds.
+    """
+    if adapter := adapter_of(model):
+        return f"{model if model in ADAPTERS else adapter.name}@{adapter_digest(adapter)}"
+    weights = sorted(Path(model).glob("*.safetensors"))
+    if not weights:
+        return model
+    digest = hashlib.sha256("".join(map(sha256, weights)).encode()).hexdigest()
+    return f"{Path(model).resolve().name}@{digest}"
 
 
 def merge_adapter(base: str, adapter: Path, target: Path, report: Callable[[str], None]) -> None:

@@ -110,10 +110,10 @@ def train_adaptor(
     perception, facts = load_perception(mixture), known_facts(dataset, titles)
     path = model_path(model, report)
     reading = Reading(path, recipe.tokens)
-    lines = read_alignments(alignment) if alignment else []
+    lines = read_alignments(alignment, weights_name(model)) if alignment else []
     validated = {line.user_id for line in lines[: recipe.validation_alignments]}
     aligned = {
-        "train": [line for line in lines if line.user_id not in validated],
+        "train": [line for line in lines if line.user_id not in validated] * perception.alignment,
         "validation": [line for line in lines if line.user_id in validated],
     }
     pairs = {
@@ -176,7 +176,7 @@ def train_adaptor(
         **run,
         "dataset": dataset.info.name,
         "pairs": len(pairs["train"]),
-        "alignments": len(aligned["train"]),
+        "alignments": len(lines) - len(aligned["validation"]),
         "aligned_households": sorted({line.user_id for line in lines}),
         "tokens": sum(len(example.ids) for example in examples["train"]),
         **told,

@@ -32,6 +32,7 @@ from graphs.intent import graph
 from prompts.template import Value
 from tools.dataset import BASKET, Dataset
 from tools.errors import DatasetError, RecGPTError
+from tools.models import weights_name
 from training.data import LEAST_LINES, training_view
 
 
@@ -40,6 +41,8 @@ class Alignment(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    model: str
+    """What answered, with the digest of its weights where that is known."""
     user_id: str
     as_of: datetime
     agent: str
@@ -90,6 +93,7 @@ async def align(
         write(
             [
                 Alignment(
+                    model=weights_name(context.endpoint(agent).model),
                     user_id=case.user_id,
                     as_of=case.as_of,
                     agent=agent,
@@ -110,18 +114,25 @@ async def align(
         raise errors.exceptions[0] from None
 
 
-def read_alignments(path: Path) -> list[Alignment]:
+def read_alignments(path: Path, model: str) -> list[Alignment]:
     """The lines of a file, which may be compressed (`.xz`), as what the shipped adaptor was aligned on is.
 
+    Args:
+        path: JSON lines.
+        model: what must have answered, see `tools.models.weights_name`.
+
     Raises:
-        DatasetError: there is no such file, or a line is none of `recgpt train alignment`.
+        DatasetError: there is no such file, or a line is none of `recgpt train alignment`, or another model's.
     """
     opened = lzma.open if path.suffix == ".xz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as lines:
-            return [Alignment.model_validate_json(line) for line in lines]
+            found = [Alignment.model_validate_json(line) for line in lines]
     except (OSError, EOFError, lzma.LZMAError, ValidationError) as error:
         raise DatasetError(f"{path} has no lines of `recgpt train alignment`: {error}") from error
+    if others := sorted({line.model for line in found} - {model}):
+        raise DatasetError(f"{path} has answers of {', '.join(others)}, not of {model}: give another file")
+    return found
 
 
 def _prompt_values(state: dict[str, Any], context: Context) -> dict[str, dict[str, Value]]:

@@ -94,6 +94,8 @@ class Perception(BaseModel):
 
     system: Annotated[str, Field(pattern=r"\{\{examples\}\}")]
     examples: int = Field(ge=0)
+    alignment: int = Field(ge=0)
+    """How often each aligned prompt is seen."""
     tasks: dict[str, Task] = Field(min_length=1)
 
     def ask(self, pair: Pair, examples: Sequence[Pair], hybrid: bool) -> list[BaseMessage]:

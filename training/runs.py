@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.errors import OutputError
+from tools.errors import OutputError, SettingError
 
 
 class Schedule(Protocol):
@@ -63,11 +64,19 @@ def run_trainer(trainer: Any, out: Path, report: Callable[[str], None]) -> dict[
         trainer: a `transformers.Trainer` whose arguments are those of `trainer_arguments`.
         out: claimed for this run, see `claim`.
         report: called with a sentence.
+
+    Raises:
+        SettingError: there are several GPUs.
     """
     import torch
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    if trainer.args.n_gpu > 1:
+        raise SettingError(
+            f"{trainer.args.n_gpu} GPUs are visible, and batches are made for one: set CUDA_VISIBLE_DEVICES=0"
+        )
+    _remove_unfinished_checkpoints(out, report)
     started = time.monotonic()
 
     class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -87,6 +96,16 @@ def run_trainer(trainer: Any, out: Path, report: Callable[[str], None]) -> dict[
         "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
         "licence": "Apache-2.0",
     }
+
+
+def _remove_unfinished_checkpoints(out: Path, report: Callable[[str], None]) -> None:
+    """Those that a kill or a full disk left half-written: the trainer's state is written last."""
+    for checkpoint in out.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            report(f"{checkpoint} is not whole: it is removed")
+            shutil.rmtree(checkpoint)
 
 
 def claim(out: Path, run: dict[str, object]) -> None:

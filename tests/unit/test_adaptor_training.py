@@ -21,6 +21,7 @@ from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, OutputError
 from tools.hybrid import IGNORED, PLACEHOLDER, Example, HybridReader, Reading
+from tools.models import weights_name
 from training.adaptor import AdaptorRecipe, batches_of_tokens, collate, train_adaptor
 from training.alignment import Alignment, read_alignments
 from training.perception import (
@@ -48,10 +49,6 @@ RECIPE = AdaptorRecipe(
     validation_pairs=20,
     validation_alignments=1,
 )
-
-
-def say(message: str) -> None:
-    """Progress that nobody reads."""
 
 
 def test_a_prompt_is_tokenized_as_its_text_would_be_but_for_the_entities(tiny_model: str) -> None:
@@ -171,6 +168,7 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
 ) -> None:
     lines = [
         Alignment(
+            model=weights_name(tiny_model),
             user_id=f"u{n}",
             as_of=AS_OF,
             agent="arbiter",
@@ -186,8 +184,12 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     alignment = tmp_path / "alignment.jsonl.xz"
     alignment.write_bytes(lzma.compress("".join(line.model_dump_json() + "\n" for line in lines).encode()))
 
+    said: list[str] = []
+
     def run(out: Path, recipe: AdaptorRecipe = RECIPE) -> dict[str, object]:
-        return train_adaptor(small_dir, PACKAGED_MODEL, tiny_model, alignment, None, PERCEPTION_FILE, out, recipe, say)
+        return train_adaptor(
+            small_dir, PACKAGED_MODEL, tiny_model, alignment, None, PERCEPTION_FILE, out, recipe, said.append
+        )
 
     whole = run(tmp_path / "whole")
     losses = whole["validation_loss"]
@@ -202,11 +204,18 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     shutil.copy(tmp_path / "whole" / "run.json", killed)
     with pytest.raises(OutputError, match="recipe"):
         run(killed, replace(RECIPE, seed=8))
+    (killed / "checkpoint-12").mkdir()
+    (killed / "checkpoint-12" / "optimizer.pt").write_bytes(b"cut off by a kill")
+    said.clear()
     run(killed)
+    assert f"{killed / 'checkpoint-12'} is not whole: it is removed" in said
+    assert f"training from {killed / 'checkpoint-6'}" in said
     assert (killed / "adaptor" / "adaptor.safetensors").read_bytes() == weights[0]
     assert sum(path.stat().st_size for path in (killed / "checkpoint-6").iterdir()) < 1e6  # the LLM is not in it
     embedder = open_embedder(PACKAGED_MODEL)
-    assert load_adaptor(killed / "adaptor", tiny_model, embedder.name).adaptor.shape == AdaptorShape(384, 32, 32)
+    assert load_adaptor(killed / "adaptor", weights_name(tiny_model), embedder.name).adaptor.shape == AdaptorShape(
+        384, 32, 32
+    )
     assert json.loads((killed / "adaptor" / "card.json").read_text())["steps"] == whole["steps"]
 
 

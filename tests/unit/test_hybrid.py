@@ -197,7 +197,10 @@ async def test_a_server_without_prompt_embeddings_is_told_by_name(
     server.embeds_refusal = "hidden_size 4 does not match 32"
     with pytest.raises(ServerError, match=r"takes no input embeddings of .*: .*does not match 32"):
         await check_embeds(hybrid.endpoint("planner"))
-    server.embeds_refusal = ""
+    server.embeds_refusal, server.tokenizer = "", False
+    with pytest.raises(ServerError, match=r"takes no input embeddings of .*: 404"):
+        await check_embeds(hybrid.endpoint("planner"))
+    server.tokenizer = True
     await check_embeds(hybrid.endpoint("planner"))
     server.separator = "\n\n\n\n"
     with pytest.raises(ServerError, match=r"between the parts of a message \(3 tokens, expected 2\)"):

@@ -38,6 +38,7 @@ from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import ServerError
 from tools.hybrid import Reading
 from tools.llm import Endpoint
+from tools.models import weights_name
 
 
 def call(tokens: int, attempt: int = 1) -> CallRecord:
@@ -187,7 +188,7 @@ def test_the_command_measures_all_ways_and_asks_nothing_twice(
     embedder = open_embedder(PACKAGED_MODEL).name
     for name, tokens in (("one", 1), ("two", 2), ("other", 1)):
         shape = AdaptorShape(384, len(name), 32, tokens)
-        save_adaptor(Adaptor(shape), tmp_path / name, {"model": tiny_model, "embedder": embedder})
+        save_adaptor(Adaptor(shape), tmp_path / name, {"model": weights_name(tiny_model), "embedder": embedder})
     server.model = tiny_model
 
     def answer(agent: str, body: dict[str, object]) -> Reply:
@@ -209,19 +210,22 @@ def test_the_command_measures_all_ways_and_asks_nothing_twice(
     values = json.loads((out / "metrics.json").read_text())
     assert {f"hybrid.hr@30.all.{arm}" for arm in ("hybrid", "cut", "hybrid-cut")} < set(values)
     assert "hybrid.hr@30.all.text" not in values
-    assert {f"hybrid.self_perception.title.{way}" for way in ("text", "hybrid", "2_tokens")} < set(values)
+    ways = ("text", "hybrid", "1_tokens", "2_tokens")  # what is measured is itself a point of the curve
+    assert {f"hybrid.self_perception.title.{way}" for way in ways} | {"hybrid.lost.title"} < set(values)
     assert values["hybrid.hr@30.all.hybrid"]["n"] == 2 and values["hybrid.agreement.planner"]["n"] == 1
     assert values["hybrid.entity_compression"]["mean"] > 1
     assert "Hybrid prompts" in (out / "report.html").read_text(encoding="utf-8")
     before = len(server.requests)
     run("--set", "adaptor=one", "--also", "two", "--arm", "hybrid", "--arm", "cut")
     assert len(server.requests) == before and json.loads((out / "metrics.json").read_text()) == values
+    run("--set", "adaptor=one", "--also", "two", "--arm", "hybrid", "--users", "1")
+    assert json.loads((out / "metrics.json").read_text()) == values  # a small run takes no household away
     run("--set", "adaptor=one")
     values = json.loads((out / "metrics.json").read_text())
     assert {f"hybrid.hr@30.all.hybrid-{arm}" for arm in ("text", "cut", "leaf", "blank")} < set(values)
     assert "hybrid.self_perception.title.2_tokens" not in values  # no curve was asked for
     embedded = [str(body["messages"]) for body in server.requests[before:] if "prompt_embeds" in str(body["messages"])]
-    blank = load_adaptor(out / "blank", tiny_model, embedder).adaptor
+    blank = load_adaptor(out / "blank", weights_name(tiny_model), embedder).adaptor
     vectors = blank(torch.from_numpy(open_embedder(PACKAGED_MODEL).embed(["tea", "white milk"])))
     assert torch.equal(vectors[0], vectors[1])
     assert 0 < len(embedded) < len(server.requests) - before  # those of the blank arm alone

@@ -295,8 +295,8 @@ def test_a_corpus_of_titles_is_strict_pairs(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="would change or cut this title"):
         read_titles(path)
     with pytest.raises(DatasetError, match="recgpt train alignment"):
-        read_alignments(path)
+        read_alignments(path, "m")
     cut = tmp_path / "cut.jsonl.xz"
     cut.write_bytes(lzma.compress(b"{}\n" * 99)[:-20])
     with pytest.raises(DatasetError, match="recgpt train alignment"):
-        read_alignments(cut)
+        read_alignments(cut, "m")

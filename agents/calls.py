@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from langchain_core.messages import BaseMessage, HumanMessage
@@ -172,6 +172,16 @@ def raise_if_gone(failures: Sequence[Failure]) -> None:
     """
     if lost := [failure for failure in failures if failure.kind == "server_unreachable"]:
         raise ServerUnreachableError(lost[0].reason)
+
+
+async def gather_all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all; the first expected error ends the others and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(job)
+    except* RecGPTError as errors:
+        raise errors.exceptions[0] from None
 
 
 def _validate(schema: type[T], text: str, cut_off: bool) -> tuple[T | None, str]:

@@ -22,6 +22,7 @@ AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "re
 SAME_MODEL = {"route": "expert", "one_shot": "reviewer"}
 """Agents of the baseline that play another's part: they ask its model."""
 JUDGE_AGENTS = ("evaluator", "reviewer")
+"""Agents that grade: they may have a model and a server of their own."""
 HYBRID_AGENTS = ("planner", "arbiter")
 """Agents that read a history: theirs are the prompts with entities."""
 TEXT_TOKENS = 1500

@@ -19,13 +19,12 @@ from pydantic import BaseModel, ConfigDict
 from rouge_score.rouge_scorer import RougeScorer
 
 from agents.assembler import explanation_task
-from agents.calls import raise_if_gone
+from agents.calls import gather_all, raise_if_gone
 from agents.context import Context
 from agents.judging import explanation_judge_task
 from agents.schemas import CallRecord, Claim, ExplanationTask, Failure, RecommendedItem, Request, Verdict
 from agents.state import ExplanationState
 from eval.agreement import GRADES
-from eval.judge import gather_all
 from eval.metrics import Estimate, estimate, relative
 from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from eval.splits import Case

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel
 from torch import Tensor
 
+from agents.calls import gather_all
 from agents.context import Context
 from agents.planner import NUMBERED_LINES, planner_values
 from agents.schemas import Household
@@ -32,7 +33,6 @@ from prompts.template import load_prompt
 from tools.adaptor import Adaptor, TrainedAdaptor, save_adaptor
 from tools.dataset import Dataset
 from tools.embedding import Embedder
-from tools.errors import RecGPTError
 from tools.history import number_lines, read_days, read_history
 from tools.hybrid import Example, HybridReader, Reading
 from tools.llm import Endpoint, complete
@@ -174,14 +174,8 @@ async def perceive(
             )
         write(Answer(number=number, way=way, answer=answer.text))
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for number in range(len(questions)):
-                for way in endpoints:
-                    if (number, way) not in done:
-                        group.create_task(ask(number, way))
-    except* RecGPTError as errors:
-        raise errors.exceptions[0] from None
+    keys = [(number, way) for number in range(len(questions)) for way in endpoints]
+    await gather_all([ask(*key) for key in keys if key not in done])
 
 
 def is_right(question: Question, answer: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from langgraph.graph.state import CompiledStateGraph
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
-from agents.calls import raise_if_gone
+from agents.calls import gather_all, raise_if_gone
 from agents.claims import unfounded
 from agents.context import Context
 from agents.reviewer import grade_labels
@@ -38,7 +38,6 @@ from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from graphs.judge import graph as agents_graph
 from graphs.one_shot_judge import graph as one_shot_graph
 from prompts.rubric import Subject, load_rubrics
-from tools.errors import RecGPTError
 
 INJECTIONS_FILE = Path(__file__).parent / "injections.yaml"
 INJECTED = "+injection-"
@@ -106,16 +105,6 @@ async def judge_texts(
         )
 
     await gather_all([run(*one) for one in todo])
-
-
-async def gather_all(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all; the first expected error ends the others and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for job in jobs:
-                group.create_task(job)
-    except* RecGPTError as errors:
-        raise errors.exceptions[0] from None
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel, ConfigDict
 
 from agents.arbiter import in_turn
+from agents.calls import gather_all
 from agents.context import Context
 from agents.route import ROUTE_PROMPT
 from agents.schemas import CallRecord, Failure, Persona, ProposedTag, Request, Tag
@@ -29,7 +30,7 @@ from prompts.template import load_prompt
 from tools.dataset import Dataset
 from tools.embedding import Embedder
 from tools.entities import open_entities
-from tools.errors import OutputError, RecGPTError, ServerUnreachableError
+from tools.errors import OutputError, ServerUnreachableError
 from tools.models import weights_name
 from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
@@ -147,12 +148,7 @@ async def run_cases(
             )
         )
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for case in cases:
-                group.create_task(run(case))
-    except* RecGPTError as errors:
-        raise errors.exceptions[0] from None
+    await gather_all([run(case) for case in cases])
 
 
 def read_own_runs(path: Path, context: Context, budgets: Mapping[str, int] = {}) -> list[TagRun]:

@@ -24,7 +24,7 @@ from eval.splits import evaluation_cases
 from recgpt.console import complain, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Model, Out, Profile, Setting, Users
 from recgpt.output import counted_output, cut_to_whole_lines
-from recgpt.recommend import resolve_context, serve_for
+from recgpt.recommend import resolve_context, resolve_judge, serve_for
 from tools.dataset import open_dataset
 from tools.logs import logging_to
 from tools.models import JUDGE_MODEL, weights_name
@@ -47,7 +47,7 @@ def explanations(
     """Explain the same items of the same households as V1 and as V2 do, and have the judge grade both."""
     settings = [f"answers={ANSWERS}", *(setting or [])]
     context = resolve_context(settings, dataset=dataset, base_url=base_url, model=model)
-    judging = resolve_context(settings, dataset=dataset, base_url=base_url, model=judge or model)
+    judging = resolve_judge(settings, dataset=dataset, base_url=base_url, model=judge or model)
     cases = evaluation_cases(open_dataset(context.dataset), users)
     claim(
         out,

@@ -41,7 +41,7 @@ from prompts.template import load_prompt
 from recgpt.console import complain, console, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
 from recgpt.output import Write, counted_output, cut_to_whole_lines, open_output
-from recgpt.recommend import resolve_context, serve_for
+from recgpt.recommend import resolve_context, resolve_judge, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import SettingError
@@ -99,7 +99,7 @@ def sample(
 ) -> None:
     """Let the policy write candidates for the households of `recgpt judge data`, and the judge grade them."""
     policy = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model)
-    judging = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=judge)
+    judging = resolve_judge(setting or [], dataset=dataset, base_url=base_url, model=judge)
     drafts, texts = out / "drafts.jsonl", out / TEXTS.name
     weights = {"policy": weights_name(policy.model), "judge": weights_name(judging.model)}
     claim(out, {**weights, "prompts": _prompts(judging), "samples": samples, "seed": seed})
@@ -261,7 +261,7 @@ def evaluate(
     for name, model in {"tuned": tuned, "untuned": untuned}.items():
         if not model:
             continue
-        context = resolve_context([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
+        context = resolve_judge([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
         claim(
             out / name,
             {"texts": sha256(texts), "weights": weights_name(context.model), "prompts": _prompts(context)},

@@ -106,6 +106,12 @@ def resolve_context(settings: Sequence[str], **arguments: object) -> Context:
         raise SettingError("setting " + "; ".join(faults)) from error
 
 
+def resolve_judge(settings: Sequence[str], **arguments: object) -> Context:
+    """The context of a judge that is run by itself: its agents ask `model` at `base_url`, and no judge of pages."""
+    context = resolve_context(settings, **arguments)
+    return context.model_copy(update={"judge_model": None, "judge_base_url": None})
+
+
 def choose_users(
     data: Dataset, named: Sequence[str], sample: int | None, seed: int, moment: datetime
 ) -> tuple[list[str], list[str]]:

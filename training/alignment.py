@@ -24,6 +24,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.arbiter import arbiter_values, pool_in_turn
+from agents.calls import gather_all
 from agents.context import HYBRID_AGENTS, Context
 from agents.planner import planner_values
 from agents.schemas import Request
@@ -106,12 +107,7 @@ async def align(
             ]
         )
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for case in cases:
-                group.create_task(run(case))
-    except* RecGPTError as errors:
-        raise errors.exceptions[0] from None
+    await gather_all([run(case) for case in cases])
 
 
 def read_alignments(path: Path, model: str) -> list[Alignment]:

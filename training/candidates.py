@@ -15,12 +15,11 @@ from datetime import datetime
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agents.calls import raise_if_gone
+from agents.calls import gather_all, raise_if_gone
 from agents.claims import find_claims, product_words
 from agents.context import Context
 from agents.judging import explanation_judge_task, tag_judge_tasks
 from agents.schemas import ExplanationTask, ExplanationText, JudgeTask, Request
-from eval.judge import gather_all
 from eval.judged import JudgedText, Split
 from graphs.explanation import graph as explanation_graph
 from graphs.intent import graph as intent_graph

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from agents.schemas import Recommendation
 from recgpt.cli import app
+from recgpt.recommend import resolve_judge
 from tests.conftest import write_small_dataset
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
 
@@ -220,3 +221,10 @@ def test_the_judge_may_have_a_server_of_its_own(
         second.close()
     assert run(small_dir, server, *arguments)[0] == 0  # the judge's model is that of the others
     assert server.prompts("evaluator")
+
+
+def test_a_judge_that_is_measured_is_not_the_one_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECGPT_JUDGE_MODEL", "of-pages")
+    monkeypatch.setenv("RECGPT_JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+    endpoint = resolve_judge([], model="measured", base_url="http://127.0.0.1:8/v1").endpoint("evaluator")
+    assert (endpoint.model, endpoint.base_url) == ("measured", "http://127.0.0.1:8/v1")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import numpy as np
 import typer
@@ -169,12 +169,11 @@ def label(
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
 ) -> None:
     """Label texts by hand, a dimension at a time; several people may label the same ones."""
-    if split not in get_args(Split):
-        raise SettingError(f"there is no split {split!r}; take one of {', '.join(get_args(Split))}")
     every = read_judged(texts)
     # In a shuffled order: in the one in which they were made, the faults would come last.
     order = np.random.default_rng(ORDER_SEED).permutation(len(every))
-    found = [every[place] for place in order if every[place].split == split]
+    own_split = _split(split)
+    found = [every[place] for place in order if every[place].split == own_split]
     cut_to_whole_lines(out)
     ratings = read_ratings(out, {text.id for text in every}) if out.exists() else []
     done = {(rating.text_id, rating.dimension) for rating in ratings if rating.annotator == annotator}
@@ -233,8 +232,9 @@ def evaluate(
     out: Out = Path("runs/eval/judge"),
     texts: Annotated[Path, typer.Option(help="judged texts, see `recgpt judge data`")] = TEXTS,
     count: Annotated[
-        int, typer.Option("--texts-a-kind", min=1, help="texts of the test split, tags and explanations each")
+        int, typer.Option("--texts-a-kind", min=1, help="texts of the split, tags and explanations each")
     ] = 300,
+    split: Annotated[str, typer.Option(help="test, or validation for choices")] = "test",
     swaps: Annotated[int, typer.Option(min=0, help="of these judged in the opposite order too")] = 60,
     injections: Annotated[int, typer.Option(min=0, help="texts with an injection")] = 100,
     tuned: Annotated[str, typer.Option(help="model of the tuned judge")] = JUDGE_MODEL,
@@ -253,7 +253,8 @@ def evaluate(
     setting: Setting = None,
 ) -> None:
     """Measure the judge: against known labels, in the other order, under injections, and against people."""
-    chosen = _chosen(read_judged(texts, "test"), count, seed)
+    own_split = _split(split)
+    chosen = _chosen(read_judged(texts, own_split), count, seed)
     attacked = injected([text for text in chosen if text.task.kind == "explanations"], injections, seed)
     people = {directory.name: _of_people(directory, human_count, seed) for directory in human or []}
     values: dict[str, Estimate] = {}
@@ -264,11 +265,16 @@ def evaluate(
         context = resolve_judge([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
         claim(
             out / name,
-            {"texts": sha256(texts), "weights": weights_name(context.model), "prompts": _prompts(context)},
+            {
+                "texts": sha256(texts),
+                "split": split,
+                "weights": weights_name(context.model),
+                "prompts": _prompts(context),
+            },
         )
         todo: list[tuple[JudgedText, Judge, bool]] = [(text, judge, False) for judge in JUDGES for text in chosen]
         todo += [(text, judge, True) for judge in JUDGES for text in _first(chosen, swaps)]
-        todo += [(text, "agents", False) for text in attacked]
+        todo += [(text, "agents", False) for text in (attacked if name == "tuned" else [])]
         todo += [(text, "agents", False) for told, _ in people.values() for text in told]
         todo = list({(text.id, judge, reverse): (text, judge, reverse) for text, judge, reverse in todo}.values())
         _judge_missing(context, todo, out / name / "runs.jsonl", concurrency, profile, f"{name} judge")
@@ -284,10 +290,16 @@ def evaluate(
         curves[name] = reliability(chosen, runs)
     for adapter in reward or []:
         with reporting(f"reward model {adapter}") as step:
-            values |= reward_figures(adapter, read_judged(texts, "test"), step)
+            values |= reward_figures(adapter, read_judged(texts, own_split), own_split, step)
     write_metrics(out / "metrics.json", values)
     write_judge_page(out / "report.html", values, curves)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
+
+
+def _split(name: str) -> Split:
+    if name not in get_args(Split):
+        raise SettingError(f"there is no split {name!r}; take one of {', '.join(get_args(Split))}")
+    return cast(Split, name)
 
 
 def _prompts(context: Context) -> str:
@@ -304,8 +316,10 @@ def _with_model(key: str, name: str) -> str:
     return f"{kind}.{judge}.{name}.{figure}"
 
 
-def reward_figures(adapter: Path, texts: Sequence[JudgedText], report: Callable[[str], None]) -> dict[str, Estimate]:
-    """`reward.<loss>.pair_accuracy`: of the test split's pairs of different grades the share in the right order.
+def reward_figures(
+    adapter: Path, texts: Sequence[JudgedText], split: Split, report: Callable[[str], None]
+) -> dict[str, Estimate]:
+    """`reward.<loss>.pair_accuracy`: of a split's pairs of different grades the share in the right order.
 
     The mean over contexts; `reward.<loss>.<kind>.pair_accuracy` is of tags or explanations alone.
     """
@@ -315,7 +329,7 @@ def reward_figures(adapter: Path, texts: Sequence[JudgedText], report: Callable[
     all_shares: list[float] = []
     for kind in get_args(Subject):
         own = [text for text in texts if text.task.kind == kind]
-        contexts, lost = read_contexts(own, "test", tokenizer, recipe["max_length"])
+        contexts, lost = read_contexts(own, split, tokenizer, recipe["max_length"])
         if lost:
             complain(f"reward, {kind}", f"{lost} candidates of long contexts did not fit, and are not in its figures")
         scores = score_contexts(model, contexts, report)

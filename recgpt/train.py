@@ -153,7 +153,8 @@ def sft(
     """Tune one adapter for the agents (TRL's SFTTrainer, LoRA)."""
     if recipe not in RECIPES:
         raise SettingError(f"there is no recipe {recipe!r}; take one of {', '.join(RECIPES)}")
-    card = train(agent, data, out, RECIPES[recipe], examples, say, model)
+    command = shlex.join(["recgpt", *sys.argv[1:]])
+    card = train(agent, data, out, RECIPES[recipe], examples, say, model, command)
     say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")
 
 

@@ -1,7 +1,7 @@
 """What the judge is tuned on: the labels of judged texts as the answers of its agents (section 7).
 
     recgpt judge data --out runs/judge
-    recgpt train sft all --data runs/judge --recipe judge --model recgpt-smollm2-135m --out runs/judge/sft
+    recgpt train sft all --data runs/judge --recipe judge --out runs/judge/sft
 
 The one-shot judge learns from the same texts, so that the two can be compared.
 """
@@ -32,6 +32,8 @@ from training.data import SCHEMA
 DOUBTED = 0.05
 """Share of evaluators' examples in which the reviewer asks to look again."""
 
+REVIEWED = 0.25
+"""Share of the texts taken of which the reviewer learns: what decides follows from the labels that it is shown."""
 QUESTIONED = 0.2
 """Share of graded texts about which the reviewer learns to ask."""
 
@@ -43,8 +45,8 @@ def write_judge_examples(
 ) -> dict[str, object]:
     """Write `examples.parquet` and its card `card.json`, for `recgpt train sft`.
 
-    Texts are taken in a seeded order as long as one of their labels is wanted; the one-shot judge and the reviewer
-    learn from the texts that were taken, all of them and no others.
+    Texts are taken in a seeded order as long as one of their labels is wanted; the one-shot judge learns from the texts
+    that were taken, all of them and no others, the reviewer from a part of them.
 
     Args:
         texts: of all splits; those of the test split are left out.
@@ -68,7 +70,9 @@ def write_judge_examples(
             kept[keys[dimension]] += 1
             rows.append(_evaluation(text, dimension, reverse, doubted))
         if wanted and text.grade:
-            rows += [_grading(text, reverse), _review(text)]
+            rows.append(_grading(text, reverse))
+            if rng.random() < REVIEWED:
+                rows.append(_review(text))
             if rng.random() < QUESTIONED and (question := _question(text)):
                 rows.append(question)
     out.mkdir(parents=True, exist_ok=True)

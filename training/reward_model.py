@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -188,15 +189,28 @@ def read_contexts(
 
     contexts, lost = [], 0
     for candidates in found.values():
-        kept = sorted(candidates, key=lambda text: hashlib.sha256(text.id.encode()).digest())
-        context = pack_context(kept, tokenizer)
-        while len(context.ids) > max_length and len(kept) > 1:
-            kept = kept[:-1]
-            context = pack_context(kept, tokenizer)
-        lost += len(candidates) - len(kept)
-        if len(set(context.grades)) > 1 and len(context.ids) <= max_length:
+        ordered = sorted(candidates, key=lambda text: hashlib.sha256(text.id.encode()).digest())
+        context = _pack_what_fits(ordered, tokenizer, max_length)
+        lost += len(ordered) - (len(context.ends) if context else 0)
+        if context and len(set(context.grades)) > 1:
             contexts.append(context)
     return contexts, lost
+
+
+def _pack_what_fits(
+    candidates: Sequence[JudgedText],
+    tokenizer: Any,  # noqa: ANN401 (transformers')
+    max_length: int,
+) -> Packed | None:
+    """As many of the first candidates as fit, mostly all; None where not even one does."""
+
+    def size(count: int) -> int:
+        return len(pack_context(candidates[:count], tokenizer).ids)
+
+    count = len(candidates)
+    if size(count) > max_length:
+        count = bisect(range(1, count), max_length, key=size)
+    return pack_context(candidates[:count], tokenizer) if count else None
 
 
 def _chat(tokenizer: Any, messages: Sequence[BaseMessage]) -> str:  # noqa: ANN401

@@ -94,6 +94,7 @@ def train(
     examples: int | None,
     report: Callable[[str], None],
     model: str = BASE_MODEL,
+    command: str = "",
 ) -> dict[str, object]:
     """Train one adapter and write it with its card to `out/adapter`.
 
@@ -105,6 +106,7 @@ def train(
         examples: only so many training examples, the first of the seeded order.
         report: called with a sentence.
         model: what is tuned: the base of the default model, a directory or a hub name.
+        command: what the card says how this was made.
     """
     import torch
     from datasets import Dataset
@@ -157,11 +159,9 @@ def train(
     # Halved: what is served is bfloat16 anyway, and the adapter travels with the project.
     trainer.model.to(torch.bfloat16)
     trainer.save_model(str(adapter))
-    options = [f"--examples {examples}"] * (examples is not None)
-    options += [f"--recipe {name}" for name, known in RECIPES.items() if known == recipe and name != "cpu"]
     card: dict[str, object] = {
         "agent": agent,
-        "command": " ".join(["recgpt train sft", agent, *options]),
+        "command": command,
         "sha256": sha256(adapter / ADAPTER_WEIGHTS),
         "base": model,
         "base_sha256": base_digest(path),

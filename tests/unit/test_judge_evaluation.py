@@ -147,3 +147,6 @@ def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
     assert found["injection.tried"]["mean"] == 2.0
     page = (tmp_path / "out" / "report.html").read_text()
     assert re.search(r"<svg", page) and "F1 of Superior" in page
+    other = CliRunner().invoke(app, [*command, "--split", "validation"])
+    assert "holds another run (split differ)" in other.output
+    assert "no split 'dev'" in CliRunner().invoke(app, [*command, "--split", "dev"]).output

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from agents.schemas import Fact, Grade, JudgeTask
 from eval.judged import JudgedText
@@ -61,6 +62,19 @@ def accuracy(adapter: Path) -> float:
     assert all(0 <= score <= 1 for own in scores for score in own)
     counted = [pair_accuracy(own, one.grades) for own, one in zip(scores, contexts, strict=True)]
     return sum(right for right, _ in counted) / sum(pairs for _, pairs in counted)
+
+
+def test_a_long_context_loses_candidates_and_no_more_than_it_must(tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    own = [text for text in texts() if text.context == texts()[0].context]
+    own = [text.model_copy(update={"split": "test"}) for text in own]
+    whole, lost = read_contexts(own, "test", tokenizer, 10_000)
+    assert lost == 0 and len(whole[0].ends) == 3
+    size = len(whole[0].ids)
+    assert read_contexts(own, "test", tokenizer, size)[1] == 0
+    shorter, lost = read_contexts(own, "test", tokenizer, size - 1)
+    assert lost == 1 and [len(context.ends) for context in shorter] == [2]
+    assert read_contexts(own, "test", tokenizer, 5) == ([], 3)
 
 
 def test_it_learns_to_order_and_goes_on_after_a_kill(tiny_model: str, tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def data(
     embedding_model: Annotated[str, typer.Option(help="of tags and leaf names")] = PACKAGED_MODEL,
     out: Annotated[Path, typer.Option(help="directory to write")] = TEXTS.parent,
     households: Annotated[int, typer.Option(min=5, help="seven tenths train, one validates, two test")] = 400,
-    most: Annotated[int, typer.Option(min=1, help="examples an agent, dimension and label")] = 160,
+    most: Annotated[
+        int, typer.Option(min=1, help="examples a kind, dimension and negative label; of other labels thrice as many")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="of all choices")] = 7,
 ) -> None:
     """Build texts whose labels are known from what households really bought, and the judge's training examples."""

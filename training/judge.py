@@ -28,10 +28,18 @@ from eval.judged import JudgedText
 from prompts.rubric import Label, Rubric, load_rubrics
 from prompts.template import Value, load_prompt
 from training.data import SCHEMA
+from training.judged import load_wordings
 
+SOUND = 3
+"""How many times as many positive and neutral labels as negative ones: most texts are sound, and a judge that learnt
+from as many faulty ones finds faults everywhere."""
 DOUBTED = 0.05
 """Share of evaluators' examples in which the reviewer asks to look again."""
 
+ORDERED = 0.15
+"""Share of the training texts with an order to the judge in them: their labels stay what they are."""
+BEHIND = 0.75
+"""Share of these orders that stand behind the text; the others stand before it."""
 REVIEWED = 0.25
 """Share of the texts taken of which the reviewer learns: what decides follows from the labels that it is shown."""
 QUESTIONED = 0.2
@@ -51,7 +59,8 @@ def write_judge_examples(
     Args:
         texts: of all splits; those of the test split are left out.
         out: where to.
-        most: examples of one kind, dimension and label: a label that is everywhere teaches little.
+        most: examples of one kind and dimension with a negative label, and `SOUND` times as many of another one: a
+            label that is everywhere teaches little, and one that is as rare as here must stay the rarer one.
         seed: of the order, and of what is shown in reverse order (half of it).
         texts_sha256: of the file of texts, for the card.
     """
@@ -65,7 +74,11 @@ def write_judge_examples(
         reverse, doubted = bool(rng.random() < 0.5), rng.random() < DOUBTED
         bound = most if text.split == "train" else max(most // 10, 8)
         keys = {dimension: (text.split, text.task.kind, dimension, label) for dimension, label in text.labels.items()}
-        wanted = [dimension for dimension, key in keys.items() if kept[key] < bound]
+        wanted = [
+            name for name, key in keys.items() if kept[key] < bound * (1 if text.labels[name] == "negative" else SOUND)
+        ]
+        if text.split == "train" and rng.random() < ORDERED:
+            text = _with_order(text, rng)
         for dimension in wanted:
             kept[keys[dimension]] += 1
             rows.append(_evaluation(text, dimension, reverse, doubted))
@@ -89,6 +102,13 @@ def write_judge_examples(
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _with_order(text: JudgedText, rng: np.random.Generator) -> JudgedText:
+    """The text with an order to the judge behind or before it."""
+    orders = load_wordings().orders
+    parts = [text.task.subject, orders[int(rng.integers(len(orders)))]][:: 1 if rng.random() < BEHIND else -1]
+    return text.model_copy(update={"task": text.task.model_copy(update={"subject": " ".join(parts)})})
 
 
 def _evaluation(text: JudgedText, dimension: str, reverse: bool, doubted: bool) -> Row:

@@ -112,6 +112,7 @@ class WordingsFile(BaseModel):
     train: Wordings
     validation: Wordings
     test: Wordings
+    orders: list[str]
     holidays: list[str]
     seasons: list[str]
 

@@ -11,6 +11,7 @@ import pytest
 
 from agents.claims import unfounded
 from agents.judging import quotes
+from eval.judge import load_injections
 from eval.judged import JudgedText, read_judged
 from eval.splits import TRAIN_END
 from prompts.rubric import load_rubrics
@@ -19,7 +20,7 @@ from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError
 from tools.retrieval import CatalogIndex, open_index
 from training.data import training_view
-from training.judge import write_judge_examples
+from training.judge import SOUND, write_judge_examples
 from training.judged import load_wordings, make_judged, split_of
 from training.sft import read_examples
 
@@ -58,6 +59,7 @@ def test_no_split_knows_another_ones_wordings() -> None:
     splits = load_wordings().model_dump(include={"train", "validation", "test"})
     for one, other in combinations(splits.values(), 2):
         assert not set(wordings(one)) & set(wordings(other))
+    assert not set(load_wordings().orders) & set(load_injections())
 
 
 def test_nothing_is_of_the_evaluation_weeks(texts: list[JudgedText]) -> None:
@@ -119,10 +121,16 @@ def test_examples_answer_with_ids_of_their_prompt_and_leave_the_test_out(
         answer = json.loads(row["answer"])
         assert f"\n{answer['evidence']}" in row["user"] and list(answer) == ["label", "evidence"]
     counts = card["labels"]
-    assert isinstance(counts, dict) and max(counts.values()) <= 10
+    assert isinstance(counts, dict)
+    assert max(count for key, count in counts.items() if key.endswith(".negative")) <= 10
+    assert 10 < max(counts.values()) <= 10 * SOUND
     assert min(counts.get(f"train.tags.Relevance.{label}", 0) for label in ("positive", "neutral", "negative")) > 0
     assert any("another evaluator" in text for text in table.filter(pl.col("agent") == "evaluator")["user"])
     assert any("Contradictions:" in text for text in table.filter(pl.col("agent") == "reviewer")["user"])
+    ordered = table.filter(
+        pl.any_horizontal(pl.col("user").str.contains(o, literal=True) for o in load_wordings().orders)
+    )
+    assert 0 < len(ordered) < len(table) / 2 and set(ordered["split"]) == {"train"}
     shown = table.filter(pl.col("agent") == "one_shot")["user"]
     assert len({text.index("\nf2 ") > text.index("\nf1 ") for text in shown}) == 2  # both orders
 

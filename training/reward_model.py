@@ -203,14 +203,15 @@ def _pack_what_fits(
     max_length: int,
 ) -> Packed | None:
     """As many of the first candidates as fit, mostly all; None where not even one does."""
-
-    def size(count: int) -> int:
-        return len(pack_context(candidates[:count], tokenizer).ids)
-
-    count = len(candidates)
-    if size(count) > max_length:
-        count = bisect(range(1, count), max_length, key=size)
-    return pack_context(candidates[:count], tokenizer) if count else None
+    whole = pack_context(candidates, tokenizer)
+    if len(whole.ids) <= max_length:
+        return whole
+    fitting = bisect(
+        range(1, len(candidates)),
+        max_length,
+        key=lambda count: len(pack_context(candidates[:count], tokenizer).ids),
+    )
+    return pack_context(candidates[:fitting], tokenizer) if fitting else None
 
 
 def _chat(tokenizer: Any, messages: Sequence[BaseMessage]) -> str:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 
 import py3langid
@@ -26,6 +27,10 @@ LANGUAGE = "en"
 MARGIN = 20.0
 """Log-likelihood by which another language must lead: short English sentences are now and then taken for Latin."""
 
+_END = re.compile(r"[.!?][\"'”’)]*$")
+_ROUND = re.compile(r"\b(\w+(?:\W+\w+){1,5})(?:\W+\1\b){2,}", re.IGNORECASE)
+"""Two to six words, three times in a row."""
+
 Fault = str | None
 """The words that are at fault."""
 
@@ -46,6 +51,15 @@ async def check_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> J
         probability=None,
     )
     return {"labels": [label]}
+
+
+async def _form(task: EvaluationTask, context: Context) -> Fault:
+    """What a model does that is cut off or caught in a loop; an empty text is a matter of its length."""
+    text = task.subject.strip()
+    if text and not _END.search(text):
+        return str(subject_lines(text)[-1]["text"])
+    again = _ROUND.search(text)
+    return again[0] if again else None
 
 
 async def _length(task: EvaluationTask, context: Context) -> Fault:
@@ -77,6 +91,7 @@ async def _catalogue(task: EvaluationTask, context: Context) -> Fault:
 
 
 CHECKS: Mapping[Check, Callable[[EvaluationTask, Context], Awaitable[Fault]]] = {
+    "form": _form,
     "length": _length,
     "language": _language,
     "grounding": _grounding,

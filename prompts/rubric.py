@@ -12,7 +12,7 @@ from prompts.template import DIRECTORY, PromptError
 
 Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
-Check = Literal["length", "language", "grounding", "catalogue"]
+Check = Literal["form", "length", "language", "grounding", "catalogue"]
 """What code decides, see `agents.checks`."""
 
 

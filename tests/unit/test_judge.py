@@ -81,7 +81,13 @@ async def test_facts_of_the_text_are_lines_and_never_more(context: Context, serv
 
 @pytest.mark.parametrize(
     ("text", "dimension"),
-    [("Milk.", "Length"), ("", "Length"), ("Diese Milch passt gut zu Ihrem Brot am Wochenende.", "Language")],
+    [
+        ("Milk.", "Length"),
+        ("", "Length"),
+        ("Diese Milch passt gut zu Ihrem Brot am Wochenende.", "Language"),
+        ("Peanut butter goes well with your rye bre", "Form"),
+        ("Milk goes with goes with goes with the bread you bought.", "Form"),
+    ],
 )
 async def test_code_finds_what_a_rule_decides(
     context: Context, server: ScriptedServer, text: str, dimension: str

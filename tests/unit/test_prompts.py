@@ -119,7 +119,7 @@ def model_judged(kind: Subject) -> list[str]:
 
 def test_checks_of_code_are_rubrics_too() -> None:
     checks = {kind: [r.check for r in load_rubrics(kind) if r.check] for kind in get_args(Subject)}
-    assert checks == {"tags": ["catalogue"], "explanations": ["grounding", "language", "length"]}
+    assert checks == {"tags": ["catalogue"], "explanations": ["form", "grounding", "language", "length"]}
 
 
 def test_rubrics_cover_the_dimensions_of_the_report() -> None:

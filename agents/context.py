@@ -13,7 +13,7 @@ from tools.adaptor import ADAPTOR
 from tools.embedding import PACKAGED_MODEL
 from tools.entities import EntitySource
 from tools.llm import Endpoint
-from tools.models import DEFAULT_MODEL
+from tools.models import DEFAULT_MODEL, JUDGE_OF
 from tools.ranker import RANKER
 from tools.towers import TOWERS
 
@@ -140,7 +140,8 @@ class Context(BaseSettings):
     )
     judge: bool = Field(False, description="grade each explanation")
     judge_model: str | None = Field(
-        None, description="model of the judge's agents, such as one that is tuned for them [default: model]"
+        None,
+        description="model of the judge's agents [default: the tuned judge beside the default model, else model]",
     )
     judge_base_url: str | None = Field(
         None, description="server of the judge's agents, where it is another one [default: base_url]"
@@ -230,7 +231,8 @@ class Context(BaseSettings):
         """Where an agent's model is."""
         part = SAME_MODEL.get(agent, agent)
         judging = part in JUDGE_AGENTS
-        model: str = getattr(self, f"{part}_model") or (self.judge_model if judging else None) or self.model
+        shared = (self.judge_model or JUDGE_OF.get(self.model, self.model)) if judging else self.model
+        model: str = getattr(self, f"{part}_model") or shared
         base_url = (self.judge_base_url if judging else None) or self.base_url
         hybrid = self.representation == "hybrid" and agent in HYBRID_AGENTS
         entities = EntitySource(self.dataset / "index", self.adaptor, self.embedding_model, model) if hybrid else None

@@ -49,13 +49,25 @@ async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -
         max_tokens=EVALUATOR_TOKENS,
         logprobs=True,
     )
+    name, probability = certain(asked.answer.label, label_probability(asked.tokens), state.rubric.certainty)
     label = DimensionLabel(
         dimension=state.rubric.dimension,
-        label=asked.answer.label,
+        label=name,
         evidence=lines[asked.answer.evidence],
-        probability=label_probability(asked.tokens),
+        probability=probability,
     )
     return {"labels": [label], "calls": asked.calls, "rejected": asked.rejected}
+
+
+def certain(label: Label, probability: float | None, certainty: float) -> tuple[Label, float | None]:
+    """The label that counts: a negative that is less probable than `certainty` is neutral.
+
+    Returns:
+        The label and its probability; of a negative that does not count, that it is not negative.
+    """
+    if label == "negative" and probability is not None and probability < certainty:
+        return "neutral", 1 - probability
+    return label, probability
 
 
 async def record_evaluator_failure(state: EvaluationTask, error: NodeError) -> Command[Any]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from agents.schemas import ExplanationTask, Fact, Household, JudgeTask
+from agents.schemas import Doubt, EvaluationTask, ExplanationTask, Fact, Household, JudgeTask
 from agents.wording import moment_text, own_text, profile_text, shelf_text
+from prompts.rubric import Rubric
 from tools.history import HistoryLine
 from tools.retrieval import CatalogIndex
 
@@ -105,6 +106,22 @@ def subject_lines(subject: str) -> list[Mapping[str, Any]]:
     """The text to judge as entries of a list field, a sentence each: `t1`, `t2` ..."""
     sentences = _SENTENCE_END.split(subject.strip())
     return [{"id": f"t{number}", "text": sentence} for number, sentence in enumerate(sentences, 1)]
+
+
+def evaluation_task(task: JudgeTask, rubric: Rubric, doubt: Doubt | None = None) -> EvaluationTask:
+    """What the evaluator of one dimension gets: of facts and text what its rubric lets it see."""
+    sentences = [str(line["text"]) for line in subject_lines(task.subject)]
+    claiming = [text for text in sentences if any(claim.text in text for claim in task.claims or [])]
+    return EvaluationTask(
+        user_id=task.user_id,
+        kind=task.kind,
+        subject_id=task.subject_id,
+        subject=" ".join(claiming) if rubric.claims_only and claiming else task.subject,
+        facts=[fact for fact in task.facts if fact.name in rubric.facts],
+        claims=task.claims,
+        rubric=rubric,
+        doubt=doubt,
+    )
 
 
 def quotes(facts: Sequence[Fact], subject: str) -> dict[str, str]:

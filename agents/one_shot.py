@@ -55,7 +55,7 @@ def one_shot_values(task: JudgeTask, rubrics: Sequence[Rubric], reverse: bool) -
     return {
         "grades": [{"grade": grade, "meaning": meaning} for grade, meaning in MEANINGS.items()][::order],
         "dimensions": [
-            {"dimension": rubric.dimension, "definition": rubric.definition} for rubric in rubrics if not rubric.check
+            {"dimension": rubric.dimension, "definition": rubric.definition} for rubric in rubrics if rubric.graded
         ],
         "facts": fact_lines(task.facts)[::order],
         "subject": subject_lines(task.subject),

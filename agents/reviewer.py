@@ -22,18 +22,18 @@ QUESTION_TOKENS = 20
 QUESTION_PROMPT = "question"
 
 
-def grade_labels(labels: Sequence[DimensionLabel], threshold: float, checks: Collection[str] = ()) -> Grade:
+def grade_labels(labels: Sequence[DimensionLabel], threshold: float, ungraded: Collection[str] = ()) -> Grade:
     """Two stages: any negative is Bad; else a share of positives of at least `threshold` is Superior, less is Average.
 
     Args:
         labels: one a dimension.
         threshold: tau.
-        checks: dimensions that code decides: they find faults and never excellence, and are not in the share.
+        ungraded: dimensions that find faults and never excellence, and are not in the share.
 
     Raises:
         ValueError: there is no label, or none that could be positive.
     """
-    judged = [label.label for label in labels if label.dimension not in checks]
+    judged = [label.label for label in labels if label.dimension not in ungraded]
     if not judged:
         raise ValueError("no labels to grade")
     if any(label.label == "negative" for label in labels):
@@ -99,10 +99,10 @@ async def review_verdict(state: ReviewTask, runtime: Runtime[Context]) -> JudgeS
     context = context_of(runtime)
     last = {label.dimension: label for label in state.labels}
     labels = [last[dimension] for dimension in sorted(last)]
-    checks = [rubric.dimension for rubric in state.rubrics if rubric.check]
-    grade = grade_labels(labels, context.judge_threshold, checks)
-    # Checks that found nothing tell nothing.
-    shown = [label for label in labels if label.dimension not in checks or label.label == "negative"]
+    ungraded = [rubric.dimension for rubric in state.rubrics if not rubric.graded]
+    grade = grade_labels(labels, context.judge_threshold, ungraded)
+    # One that looks for faults and found none tells nothing.
+    shown = [label for label in labels if label.dimension not in ungraded or label.label == "negative"]
     prompt = await read_prompt("reviewer", context.reviewer_prompt, context.reviewer_instructions)
     asked = await ask(
         runtime,

@@ -226,7 +226,7 @@ class ReviewTask(JudgeTask):
 
 
 class EvaluationTask(JudgeTask):
-    """What one evaluator gets: one dimension, and the facts that its rubric lets it see."""
+    """What one evaluator gets: one dimension, and what its rubric lets it see."""
 
     rubric: Rubric
     doubt: Doubt | None = None

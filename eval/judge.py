@@ -220,7 +220,8 @@ def reliability(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> list[t
 def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
     """`tried` and `raised`: texts with an injection, and how many got a higher grade by it.
 
-    A text that its judge calls Superior anyway, or that code finds faulty, can't be raised: it is not tried.
+    A text that its judge calls Superior anyway can't be raised, and one that code finds faulty is raised by any
+    sentence that mends the fault, such as one behind a text that is cut off: they are not tried.
     """
     checks = {rubric.dimension for rubric in load_rubrics("explanations") if rubric.check}
     verdicts = {run.text_id: run.verdict for run in runs if run.verdict and run.judge == "agents" and not run.reverse}

@@ -17,17 +17,17 @@ from agents.evaluator import (
     record_evaluator_failure,
     select_rubrics,
 )
+from agents.judging import evaluation_task
 from agents.reviewer import leave_labels, question_labels, record_reviewer_failure, review_verdict
-from agents.schemas import EvaluationTask, JudgeTask, Verdict
+from agents.schemas import JudgeTask, Verdict
 from agents.state import Judged, JudgeState
-from prompts.rubric import Rubric
 from tools.errors import NoVerdictError
 
 
 def dispatch_evaluators(state: JudgeState) -> list[Send]:
-    """One evaluator a rubric, a model or code; each sees the facts that its rubric names."""
+    """One evaluator a rubric, a model or code; each sees what its rubric names."""
     return [
-        Send("check_dimension" if rubric.check else "evaluate_dimension", _evaluation_task(state, rubric))
+        Send("check_dimension" if rubric.check else "evaluate_dimension", evaluation_task(_task(state), rubric))
         for rubric in state["rubrics"]
     ]
 
@@ -36,19 +36,18 @@ def dispatch_reconsideration(state: JudgeState) -> list[Send] | Literal["review_
     """The dimension that the reviewer sends back, if it does."""
     doubt = state["doubt"]
     again = [rubric for rubric in state["rubrics"] if doubt and rubric.dimension == doubt.sent_back]
-    return [Send("reconsider_dimension", _evaluation_task(state, rubric)) for rubric in again] or "review_verdict"
+    sent = [Send("reconsider_dimension", evaluation_task(_task(state), rubric, doubt)) for rubric in again]
+    return sent or "review_verdict"
 
 
-def _evaluation_task(state: JudgeState, rubric: Rubric) -> EvaluationTask:
-    return EvaluationTask(
+def _task(state: JudgeState) -> JudgeTask:
+    return JudgeTask(
         user_id=state["user_id"],
         kind=state["kind"],
         subject_id=state["subject_id"],
         subject=state["subject"],
-        facts=[fact for fact in state["facts"] if fact.name in rubric.facts],
+        facts=state["facts"],
         claims=state["claims"],
-        rubric=rubric,
-        doubt=state.get("doubt"),
     )
 
 

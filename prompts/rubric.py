@@ -12,7 +12,7 @@ from prompts.template import DIRECTORY, PromptError
 
 Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
-Check = Literal["form", "length", "language", "grounding", "catalogue"]
+Check = Literal["address", "form", "length", "language", "grounding", "catalogue"]
 """What code decides, see `agents.checks`."""
 
 
@@ -21,7 +21,7 @@ class Scale(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    positive: str
+    positive: str | None = Field(description="null: the dimension finds faults, never excellence")
     neutral: str
     negative: str
 
@@ -53,10 +53,29 @@ class Rubric(BaseModel):
     def _a_check_is_not_asked_again(self) -> Rubric:
         if self.check and self.excludes:
             raise ValueError("excludes is for dimensions that a model judges: what code found stays")
+        if not self.check and not self.graded:
+            raise ValueError("a scale without positive is for checks: a model chooses among three labels")
+        if self.check and self.certainty:
+            raise ValueError("certainty is for dimensions that a model judges: code states no probability")
         return self
 
-    check: Check | None = Field(
-        None, description="code decides, and no model is asked; it finds faults, never excellence"
+    @property
+    def graded(self) -> bool:
+        """Whether the dimension is in the share of positives; one that only finds faults is not."""
+        return self.scale.positive is not None
+
+    check: Check | None = Field(None, description="code decides, and no model is asked")
+    certainty: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="probability from which a model's negative counts, a less likely one is neutral: one negative "
+        "makes a text Bad, so a fault that is rare should be sure",
+    )
+    claims_only: bool = Field(
+        False,
+        description="the evaluator reads the sentences in which code found a claim, if there is one: nothing else can "
+        "be relevant or timely, and an order to the judge is no claim",
     )
     excludes: list[str] = Field(
         [],

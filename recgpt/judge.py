@@ -183,7 +183,7 @@ def label(
         (text, rubric)
         for text in found
         for rubric in load_rubrics(text.task.kind)
-        if not rubric.check and rubric.dimension in (dimension or [rubric.dimension])
+        if rubric.graded and rubric.dimension in (dimension or [rubric.dimension])
         if (text.id, rubric.dimension) not in done
     ]
     keys: dict[str, Label] = {"p": "positive", "n": "neutral", "b": "negative"}
@@ -238,7 +238,7 @@ def evaluate(
     ] = 300,
     split: Annotated[str, typer.Option(help="test, or validation for choices")] = "test",
     swaps: Annotated[int, typer.Option(min=0, help="of these judged in the opposite order too")] = 60,
-    injections: Annotated[int, typer.Option(min=0, help="texts with an injection")] = 100,
+    injections: Annotated[int, typer.Option(min=0, help="texts with an injection")] = 140,
     tuned: Annotated[str, typer.Option(help="model of the tuned judge")] = JUDGE_MODEL,
     untuned: Annotated[str | None, typer.Option(help="model of the untuned judge; empty for none")] = BASE_MODEL,
     human: Annotated[

@@ -109,7 +109,7 @@ def resolve_context(settings: Sequence[str], **arguments: object) -> Context:
 def resolve_judge(settings: Sequence[str], **arguments: object) -> Context:
     """The context of a judge that is run by itself: its agents ask `model` at `base_url`, and no judge of pages."""
     context = resolve_context(settings, **arguments)
-    return context.model_copy(update={"judge_model": None, "judge_base_url": None})
+    return context.model_copy(update={"judge_model": context.model, "judge_base_url": None})
 
 
 def choose_users(
@@ -234,7 +234,7 @@ def serve_judge(stack: ExitStack, context: Context, profile: str) -> Context:
         return context
     url = context.judge_base_url or JUDGE_BASE_URL
     with reporting("looking for the judge's server") as report_step:
-        model = context.judge_model or context.model
+        model = context.endpoint(JUDGE_AGENTS[0]).model
         stack.enter_context(running_server(named_profile(profile), model, url, report_step, key, wanted))
     return context.model_copy(update={"judge_base_url": url})
 

@@ -28,6 +28,8 @@ REWARD_MODEL = "recgpt-reward-smollm2-135m"
 WEIGHTS = Path(__file__).parent.parent / "training" / "weights"
 ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "sft", JUDGE_MODEL: WEIGHTS / "judge", REWARD_MODEL: WEIGHTS / "reward"}
 """The adapters behind these; they come with the project, their cards say where from."""
+JUDGE_OF = {DEFAULT_MODEL: JUDGE_MODEL}
+"""Who judges what a model writes, where that is not the model itself."""
 MADE_HERE = (BASE_MODEL, *ADAPTERS)
 MODELS_DIRECTORY = Path("models")
 

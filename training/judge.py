@@ -20,10 +20,10 @@ import polars as pl
 from pydantic import BaseModel
 
 from agents.evaluator import evaluator_values
-from agents.judging import quotes
+from agents.judging import evaluation_task, quotes
 from agents.one_shot import one_shot_values
 from agents.reviewer import QUESTION_PROMPT, deciding, question_values, review_values
-from agents.schemas import DimensionLabel, Doubt, EvaluationTask, EvaluatorAnswer, OneShotGrade, Question, Review
+from agents.schemas import DimensionLabel, Doubt, EvaluatorAnswer, OneShotGrade, Question, Review
 from eval.judged import JudgedText
 from prompts.rubric import Label, Rubric, load_rubrics
 from prompts.template import Value, load_prompt
@@ -81,7 +81,8 @@ def write_judge_examples(
             text = _with_order(text, rng)
         for dimension in wanted:
             kept[keys[dimension]] += 1
-            rows.append(_evaluation(text, dimension, reverse, doubted))
+            if row := _evaluation(text, dimension, reverse, doubted):
+                rows.append(row)
         if wanted and text.grade:
             rows.append(_grading(text, reverse))
             if rng.random() < REVIEWED:
@@ -111,14 +112,16 @@ def _with_order(text: JudgedText, rng: np.random.Generator) -> JudgedText:
     return text.model_copy(update={"task": text.task.model_copy(update={"subject": " ".join(parts)})})
 
 
-def _evaluation(text: JudgedText, dimension: str, reverse: bool, doubted: bool) -> Row:
-    """An evaluator's example; where it is doubted, the label stands against that of another evaluator."""
-    rubrics = {rubric.dimension: rubric for rubric in load_rubrics(text.task.kind)}
+def _evaluation(text: JudgedText, dimension: str, reverse: bool, doubted: bool) -> Row | None:
+    """An evaluator's example, or None where code decides; if doubted, the label stands against another evaluator's."""
+    rubric = next(rubric for rubric in load_rubrics(text.task.kind) if rubric.dimension == dimension)
+    if rubric.check:
+        return None
     against = next((name for name in text.labels if name != dimension), None)
     doubt = None
     if doubted and against:
         doubt = Doubt(sent_back=dimension, against=_label(text, against))
-    values, answer = evaluator_example(text, rubrics[dimension], reverse, doubt)
+    values, answer = evaluator_example(text, rubric, reverse, doubt)
     return _row("evaluator", "v1", text, values, answer)
 
 
@@ -173,9 +176,8 @@ def evaluator_example(
 
     Evidence that is only a part of a line, or is of a line that this evaluator does not see, is the text's first line.
     """
-    facts = [fact for fact in text.task.facts if fact.name in rubric.facts]
-    task = EvaluationTask(**text.task.model_dump(exclude={"facts"}), facts=facts, rubric=rubric, doubt=doubt)
-    ids = {line: name for name, line in reversed(quotes(facts, text.task.subject).items())}
+    task = evaluation_task(text.task, rubric, doubt)
+    ids = {line: name for name, line in reversed(quotes(task.facts, task.subject).items())}
     evidence = ids.get(text.evidence[rubric.dimension], "t1")
     return evaluator_values(task, reverse), EvaluatorAnswer(evidence=evidence, label=text.labels[rubric.dimension])
 

@@ -287,8 +287,9 @@ class Maker:
                 yield of_leaf(source, leaf, None)
         for leaf in _some([leaf for leaf in lines if self._category[leaf] not in self._paths], 1, rng):
             category = tag_text(self._category[leaf])
-            known: Known = {"Relevance": ("positive", lines[leaf]), "Specificity": ("neutral", category)}
-            yield replace(of_leaf("category", leaf, None), text=category, known=of_leaf("", leaf, None).known | known)
+            broader = of_leaf("category", leaf, ("positive", lines[leaf]))
+            known: Known = dict.fromkeys(("Specificity", "Validity"), ("neutral", category))
+            yield replace(broader, text=category, known=broader.known | known)
         if chosen and (halves := _halves(chosen[0])):
             text = _fill(words.unusual, halves, rng)
             usual = of_leaf("unusual", chosen[0], ("positive", lines[chosen[0]]))

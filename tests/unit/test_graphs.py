@@ -510,8 +510,7 @@ async def test_the_judge_grades_tags_by_their_four_dimensions(context: Context, 
     }
     state = await judge_graph.ainvoke(task, context=context)
     verdict = state["judged"][0]["verdict"]
-    by_model = ["Consistency", "Relevance", "Specificity", "Validity"]
-    assert [label.dimension for label in verdict.labels] == ["Catalogue", *by_model]
+    assert [label.dimension for label in verdict.labels] == ["Consistency", "Relevance", "Specificity", "Validity"]
     assert {label.evidence for label in verdict.labels} == {"white milk"}  # quoted, not told
     seen = {"a couple" in text for text in server.prompts("evaluator") if "Dimension: Specificity" in text}
     assert seen == {False}  # its rubric does not let it see the profile

@@ -101,10 +101,17 @@ async def test_a_swayed_judge_is_counted(context: Context, server: ScriptedServe
     attacked = injected(texts(), 2, 7)
     assert {text.grade for text in attacked} == {"Average", "Bad"}
     assert all(any(sentence in text.task.subject for sentence in load_injections()) for text in attacked)
+    attacked = [  # as injected, in words that no code suspects
+        text.model_copy(
+            update={"task": base.task.model_copy(update={"subject": f"{base.task.subject} All of us agree."})}
+        )
+        for text in attacked
+        for base in texts()
+        if text.id.startswith(base.id + INJECTED)
+    ]
 
     def swayed(agent: str, body: dict[str, Any]) -> Reply:
-        prompt = str(body["messages"][-1]["content"])
-        told = agent == "evaluator" and any(sentence[:20] in prompt for sentence in load_injections())
+        told = agent == "evaluator" and "All of us agree." in str(body["messages"][-1]["content"])
         return Reply(json.dumps({"evidence": "t1", "label": "positive"})) if told else right(agent, body)
 
     server.answer = swayed

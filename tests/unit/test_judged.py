@@ -146,7 +146,7 @@ def test_a_line_that_is_no_judged_text_is_named(tmp_path: Path) -> None:
 def test_every_dimension_has_every_label_somewhere(texts: list[JudgedText]) -> None:
     for kind in ("tags", "explanations"):
         for rubric in load_rubrics(kind):  # type: ignore[arg-type]
-            if not rubric.check:
+            if rubric.graded:
                 assert any(text.labels.get(rubric.dimension) == "negative" for text in of(texts, kind)), (
                     rubric.dimension
                 )

@@ -113,18 +113,18 @@ def test_no_value_can_end_a_line_or_hold_a_chat_token(text: str) -> None:
     assert clean(tidy) == tidy
 
 
-def model_judged(kind: Subject) -> list[str]:
-    return [rubric.dimension for rubric in load_rubrics(kind) if not rubric.check]
+def graded(kind: Subject) -> list[str]:
+    return [rubric.dimension for rubric in load_rubrics(kind) if rubric.graded]
 
 
 def test_checks_of_code_are_rubrics_too() -> None:
     checks = {kind: [r.check for r in load_rubrics(kind) if r.check] for kind in get_args(Subject)}
-    assert checks == {"tags": ["catalogue"], "explanations": ["form", "grounding", "language", "length"]}
+    assert checks == {"tags": ["catalogue"], "explanations": ["address", "form", "grounding", "language", "length"]}
 
 
 def test_rubrics_cover_the_dimensions_of_the_report() -> None:
-    assert model_judged("tags") == ["Consistency", "Relevance", "Specificity", "Validity"]
-    assert model_judged("explanations") == [
+    assert graded("tags") == ["Consistency", "Relevance", "Specificity", "Validity"]
+    assert graded("explanations") == [
         "Attractiveness",
         "Clarity",
         "Factuality",
@@ -139,7 +139,7 @@ def test_a_faulty_rubric_is_named(tmp_path: Path) -> None:
     (tmp_path / "tags").mkdir()
     with pytest.raises(PromptError, match="holds no rubric file"):
         load_rubrics("tags", tmp_path)
-    good = (DIRECTORY / "rubrics" / "tags" / "validity.yaml").read_text()
+    good = (DIRECTORY / "rubrics" / "tags" / "relevance.yaml").read_text()
     (tmp_path / "tags" / "a.yaml").write_text(good)
     (tmp_path / "tags" / "b.yaml").write_text(good)
     with pytest.raises(PromptError, match="name the same dimension"):
@@ -147,7 +147,10 @@ def test_a_faulty_rubric_is_named(tmp_path: Path) -> None:
     (tmp_path / "tags" / "b.yaml").write_text(good.replace("scale:", "scales:"))
     with pytest.raises(PromptError, match=r"b\.yaml is not a valid rubric"):
         load_rubrics("tags", tmp_path)
+    (tmp_path / "tags" / "b.yaml").write_text(good.replace('positive: "', 'positive: null # "'))
+    with pytest.raises(PromptError, match="a scale without positive is for checks"):
+        load_rubrics("tags", tmp_path)
     (tmp_path / "tags" / "b.yaml").unlink()
-    (tmp_path / "tags" / "a.yaml").write_text(good.replace("[Relevance, Specificity]", "[Shape]"))
+    (tmp_path / "tags" / "a.yaml").write_text(good + "excludes: [Shape]\n")
     with pytest.raises(PromptError, match="excludes Shape, which no rubric file names"):
         load_rubrics("tags", tmp_path)

@@ -12,11 +12,13 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
+from agents.context import Context
 from agents.schemas import Recommendation
 from recgpt.cli import app
 from recgpt.recommend import resolve_judge
 from tests.conftest import write_small_dataset
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
+from tools.models import DEFAULT_MODEL, JUDGE_MODEL
 
 AS_OF = ["--as-of", "2017-11-17T09:00:00"]
 
@@ -228,3 +230,10 @@ def test_a_judge_that_is_measured_is_not_the_one_of_the_pages(monkeypatch: pytes
     monkeypatch.setenv("RECGPT_JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
     endpoint = resolve_judge([], model="measured", base_url="http://127.0.0.1:8/v1").endpoint("evaluator")
     assert (endpoint.model, endpoint.base_url) == ("measured", "http://127.0.0.1:8/v1")
+
+
+def test_the_default_model_is_judged_by_the_tuned_judge_and_another_one_by_itself() -> None:
+    assert Context().endpoint("evaluator").model == JUDGE_MODEL
+    assert Context(model="own").endpoint("reviewer").model == "own"
+    assert Context(judge_model="other").endpoint("one_shot").model == "other"
+    assert resolve_judge([], model=DEFAULT_MODEL).endpoint("evaluator").model == DEFAULT_MODEL

@@ -37,7 +37,7 @@ from tools.dataset import open_dataset
 from tools.errors import ServerError
 from tools.hybrid import Reading
 from tools.llm import Endpoint
-from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL
+from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL
 from tools.scoring import score
 from tools.serving import CPU, load_adapter, running_server, served_models
 from training.reward_model import (
@@ -170,7 +170,7 @@ def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeyp
         return str(reply.raise_for_status().json()["choices"][0]["message"]["content"])
 
     with running_server(dataclasses.replace(CPU, adapters=True), DEFAULT_MODEL, base_url, lambda message: None):
-        assert served_models(base_url) == [BASE_MODEL, DEFAULT_MODEL]
+        assert served_models(base_url) == [BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL]
         tuned = answer(DEFAULT_MODEL)
         assert tuned != answer(BASE_MODEL)
         load_adapter(base_url, "my-expert", ADAPTERS[DEFAULT_MODEL])

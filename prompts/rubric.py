@@ -49,21 +49,6 @@ class Rubric(BaseModel):
         min_length=1, description="what the evaluator sees beside the text"
     )
 
-    @model_validator(mode="after")
-    def _a_check_is_not_asked_again(self) -> Rubric:
-        if self.check and self.excludes:
-            raise ValueError("excludes is for dimensions that a model judges: what code found stays")
-        if not self.check and not self.graded:
-            raise ValueError("a scale without positive is for checks: a model chooses among three labels")
-        if self.check and self.certainty:
-            raise ValueError("certainty is for dimensions that a model judges: code states no probability")
-        return self
-
-    @property
-    def graded(self) -> bool:
-        """Whether the dimension is in the share of positives; one that only finds faults is not."""
-        return self.scale.positive is not None
-
     check: Check | None = Field(None, description="code decides, and no model is asked")
     certainty: float = Field(
         0,
@@ -81,6 +66,21 @@ class Rubric(BaseModel):
         [],
         description="dimensions that can't be positive where a model finds this one negative: the reviewer asks again",
     )
+
+    @model_validator(mode="after")
+    def _a_check_is_not_asked_again(self) -> Rubric:
+        if self.check and self.excludes:
+            raise ValueError("excludes is for dimensions that a model judges: what code found stays")
+        if not self.check and not self.graded:
+            raise ValueError("a scale without positive is for checks: a model chooses among three labels")
+        if self.check and self.certainty:
+            raise ValueError("certainty is for dimensions that a model judges: code states no probability")
+        return self
+
+    @property
+    def graded(self) -> bool:
+        """Whether the dimension is in the share of positives; one that only finds faults is not."""
+        return self.scale.positive is not None
 
 
 def load_rubrics(subject: Subject, directory: Path = DIRECTORY / "rubrics") -> list[Rubric]:

@@ -42,7 +42,7 @@ class RewardRecipe:
     rank: int = 16
     alpha: int = 32
     layers: int = 10
-    """The last so many layers are adapted: nothing below them needs a gradient, which halves the time."""
+    """The last so many layers are adapted: nothing below them needs a gradient."""
     learning_rate: float = 1e-3
     warmup_steps: int = 8
     accumulate: int = 8

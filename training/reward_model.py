@@ -46,7 +46,7 @@ class RewardRecipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 8
     accumulate: int = 8
-    epochs: float = 1.0
+    epochs: float = 2.0
     max_length: int = 2048
     evaluate_every: int = 10
     validation_contexts: int = 16

@@ -292,6 +292,7 @@ def write_judge_page(
             },
             "Reliability: how often labels of a stated probability are right": _reliability_plot(curves),
             "Against people: rank correlation with a rater's peers": _people_plot(values),
+            "Reward models: pairs of different grades in the right order": _rewards_plot(values),
         },
         [list_of("All figures", values)],
     )
@@ -316,6 +317,20 @@ def _judges(values: Mapping[str, Estimate], kind: str, figure: str) -> str:
         return ""
     plot = Figure(figsize=(7.5, 0.6 + 0.3 * len(found)), layout="constrained")
     draw_bars(plot.subplots(), found, {"agents, tuned": GREEN, "one_shot, tuned": BLUE})
+    return svg_of(plot)
+
+
+def _rewards_plot(values: Mapping[str, Estimate]) -> str:
+    """Of each reward model all pairs, and those of tags and of explanations."""
+    found = {
+        ", ".join(key.split(".")[1:-1]): value
+        for key, value in values.items()
+        if key.startswith("reward.") and "-" not in key
+    }
+    if not found:
+        return ""
+    plot = Figure(figsize=(7.5, 0.6 + 0.3 * len(found)), layout="constrained")
+    draw_bars(plot.subplots(), found, {name: GREEN for name in found if name.startswith("listwise")})
     return svg_of(plot)
 
 

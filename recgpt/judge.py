@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -290,9 +290,12 @@ def evaluate(
         if name == "tuned":
             values |= {f"injection.{key}": value for key, value in injection_figures(runs).items()}
         curves[name] = reliability(chosen, runs)
+    shares = {}
     for adapter in reward or []:
         with reporting(f"reward model {adapter}") as step:
-            values |= reward_figures(adapter, read_judged(texts, own_split), own_split, step)
+            loss, own = reward_shares(adapter, read_judged(texts, own_split), own_split, step)
+        shares[loss] = own
+    values |= reward_figures(shares)
     write_metrics(out / "metrics.json", values)
     write_judge_page(out / "report.html", values, curves)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
@@ -318,17 +321,13 @@ def _with_model(key: str, name: str) -> str:
     return f"{kind}.{judge}.{name}.{figure}"
 
 
-def reward_figures(
+def reward_shares(
     adapter: Path, texts: Sequence[JudgedText], split: Split, report: Callable[[str], None]
-) -> dict[str, Estimate]:
-    """`reward.<loss>.pair_accuracy`: of a split's pairs of different grades the share in the right order.
-
-    The mean over contexts; `reward.<loss>.<kind>.pair_accuracy` is of tags or explanations alone.
-    """
+) -> tuple[str, dict[str, list[float]]]:
+    """A reward model's loss, and of each context of a split the share of pairs in the right order, by kind."""
     model, tokenizer = open_reward(adapter, report)
     recipe = json.loads((adapter / "card.json").read_text())["recipe"]
-    figures: dict[str, Estimate] = {}
-    all_shares: list[float] = []
+    shares: dict[str, list[float]] = {}
     for kind in get_args(Subject):
         own = [text for text in texts if text.task.kind == kind]
         contexts, lost = read_contexts(own, split, tokenizer, recipe["max_length"])
@@ -336,10 +335,27 @@ def reward_figures(
             complain(f"reward, {kind}", f"{lost} candidates of long contexts did not fit, and are not in its figures")
         scores = score_contexts(model, contexts, report)
         counted = [pair_accuracy(found, one.grades) for found, one in zip(scores, contexts, strict=True)]
-        shares = [right / pairs for right, pairs in counted]
-        figures[f"reward.{recipe['loss']}.{kind}.pair_accuracy"] = estimate(shares)
-        all_shares += shares
-    return {f"reward.{recipe['loss']}.pair_accuracy": estimate(all_shares), **figures}
+        shares[kind] = [right / pairs for right, pairs in counted]
+    return recipe["loss"], shares
+
+
+def reward_figures(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Estimate]:
+    """`reward.<loss>.pair_accuracy`: of pairs of different grades the share in the right order, the mean over contexts.
+
+    `reward.<loss>.<kind>.pair_accuracy` is of tags or explanations alone; `reward.listwise-pointwise.pair_accuracy` the
+    difference, context by context.
+
+    Args:
+        shares: by loss, see `reward_shares`.
+    """
+    every = {loss: [share for told in own.values() for share in told] for loss, own in shares.items()}
+    figures = {f"reward.{loss}.pair_accuracy": estimate(values) for loss, values in every.items()}
+    for loss, own in shares.items():
+        figures |= {f"reward.{loss}.{kind}.pair_accuracy": estimate(values) for kind, values in own.items()}
+    if {"listwise", "pointwise"} <= every.keys():
+        pairs = zip(every["listwise"], every["pointwise"], strict=True)
+        figures["reward.listwise-pointwise.pair_accuracy"] = estimate([own - other for own, other in pairs])
+    return figures
 
 
 def _chosen(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedText]:

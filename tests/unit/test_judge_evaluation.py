@@ -15,6 +15,7 @@ from eval.judge import INJECTED, JudgeRun, grade_figures, injected, injection_fi
 from eval.judged import JudgedText
 from prompts.rubric import Label
 from recgpt.cli import app
+from recgpt.judge import reward_figures
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
 from tools.errors import RecGPTError
 
@@ -157,3 +158,13 @@ def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
     other = CliRunner().invoke(app, [*command, "--split", "validation"])
     assert "holds another run (split differ)" in other.output
     assert "no split 'dev'" in CliRunner().invoke(app, [*command, "--split", "dev"]).output
+
+
+def test_reward_models_are_compared_context_by_context() -> None:
+    listwise = {"tags": [1.0, 0.5], "explanations": [1.0]}
+    pointwise = {"tags": [0.5, 0.5], "explanations": [0.0]}
+    figures = reward_figures({"pointwise": pointwise, "listwise": listwise})
+    assert figures["reward.listwise.pair_accuracy"].mean == pytest.approx(5 / 6)
+    assert figures["reward.pointwise.tags.pair_accuracy"].mean == 0.5
+    assert figures["reward.listwise-pointwise.pair_accuracy"].mean == pytest.approx(0.5)
+    assert "reward.listwise-pointwise.pair_accuracy" not in reward_figures({"listwise": listwise})

@@ -29,7 +29,7 @@ from training.data import Settings, write_training_data
 from training.mixture import MIXTURE_FILE, load_mixture
 from training.perception import PERCEPTION_FILE
 from training.ranker import RankerRecipe, train_ranker
-from training.reward_model import LOSSES, Loss, RewardRecipe, train_reward
+from training.reward_model import Loss, RewardRecipe, train_reward
 from training.sft import RECIPES, TUNED_AGENTS, train
 from training.towers import TowerRecipe, train_towers
 
@@ -163,7 +163,7 @@ def reward(
         list[Path] | None, typer.Option(help="judged texts; several files are one [default: runs/judge/texts.jsonl]")
     ] = None,
     model: Annotated[str, typer.Option(help="the judge: a model made here, a directory or a hub name")] = JUDGE_MODEL,
-    loss: Annotated[str, typer.Option(help=f"one of {', '.join(LOSSES)}")] = RewardRecipe.loss,
+    loss: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Loss))}")] = RewardRecipe.loss,
     epochs: Annotated[float, typer.Option(help="passes over the contexts")] = RewardRecipe.epochs,
     seed: Annotated[int, typer.Option(help="of weights and order")] = RewardRecipe.seed,
     out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
@@ -172,7 +172,7 @@ def reward(
 ) -> None:
     """Distil the judge into a reward model: a scalar head on the judge's weights (section 7)."""
     if loss not in get_args(Loss):
-        raise SettingError(f"there is no loss {loss!r}; take one of {', '.join(LOSSES)}")
+        raise SettingError(f"there is no loss {loss!r}; take one of {', '.join(get_args(Loss))}")
     paths = texts or [Path("runs/judge/texts.jsonl")]
     found = [text for path in paths for text in read_judged(path)]
     recipe = RewardRecipe(loss=cast(Loss, loss), epochs=epochs, seed=seed)

@@ -14,6 +14,7 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,6 +39,9 @@ class RewardRecipe:
     """Hyper-parameters; the report gives none, these are written on the card."""
 
     loss: Loss = "listwise"
+    temperature: float = 0.1
+    """Of the list-wise loss. Scores lie between 0 and 1: at 1, as section 7 has it, the best candidate is never more
+    than e times as likely as the worst, and what the loss can teach is soon used up."""
     seed: int = 7
     rank: int = 16
     alpha: int = 32
@@ -65,7 +69,7 @@ class Packed:
     """Of each candidate on `GRADES`."""
 
 
-def listwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
+def listwise_loss(scores: Tensor, grades: Tensor, temperature: float = 1.0) -> Tensor:
     """`L_RM` of section 7 over one context: `S > A > B`.
 
     `- sum_{g in {S, A}} sum_{y in Y_g} log( exp f(y) / (exp f(y) + sum_{g' < g} sum_{y' in Y_g'} exp f(y')) )`
@@ -76,7 +80,9 @@ def listwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
     Args:
         scores: f, after the sigmoid (n,).
         grades: 0 Bad, 1 Average, 2 Superior (n,).
+        temperature: what scores are divided by; section 7 has none.
     """
+    scores = scores / temperature
     lower = grades[None, :] < grades[:, None]
     below = scores[None, :].expand(len(scores), -1).masked_fill(~lower, float("-inf"))
     denominators = torch.logsumexp(torch.cat([scores[:, None], below], dim=1), dim=1)
@@ -91,9 +97,6 @@ def pointwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
         grades: 0 Bad, 1 Average, 2 Superior (n,).
     """
     return binary_cross_entropy(scores, grades.to(scores.dtype) / (len(GRADES) - 1), reduction="sum")
-
-
-LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"listwise": listwise_loss, "pointwise": pointwise_loss}
 
 
 def reward_messages(texts: Sequence[JudgedText]) -> list[list[BaseMessage]]:
@@ -264,7 +267,7 @@ def train_reward(
         contexts[split], missing = read_contexts(texts, split, tokenizer, recipe.max_length)
         lost += missing
     claim(out, {"texts_sha256": list(texts_sha256), "model": model, "recipe": asdict(recipe)})
-    loss_of = LOSSES[recipe.loss]
+    loss_of = pointwise_loss if recipe.loss == "pointwise" else partial(listwise_loss, temperature=recipe.temperature)
 
     class RewardTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         """One context a batch."""

@@ -13,6 +13,7 @@ def test_the_list_wise_loss_by_hand() -> None:
     scores, grades = torch.tensor([0.9, 0.5, 0.1]), torch.tensor([2, 1, 0])
     expected = math.log(1 + math.exp(-0.4) + math.exp(-0.8)) + math.log(1 + math.exp(-0.4))
     assert float(listwise_loss(scores, grades)) == pytest.approx(expected, abs=1e-6)
+    assert float(listwise_loss(scores * 0.1, grades, temperature=0.1)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_candidates_of_one_grade_do_not_compete() -> None:

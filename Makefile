@@ -93,6 +93,6 @@ $(DATA)/.entities: $(DATA)/.built $(MODEL)/recgpt-model.json $(wildcard training
 	$(BIN)/recgpt data entities $(DATA)
 	@touch $@
 
-$(MODEL)/recgpt-model.json: $(STAMP) $(wildcard training/weights/sft/*)
+$(MODEL)/recgpt-model.json: $(STAMP) $(wildcard training/weights/agents/*)
 	$(BIN)/recgpt prepare
 	@touch $@

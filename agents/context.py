@@ -91,10 +91,11 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("run_expert", "run_route"),
     )
     shelf: int = Field(
-        20,
+        24,
         ge=0,
         le=60,
-        description="leaf categories that tools propose to one expert (due again, rising, bought besides); 0 for none",
+        description="leaf categories that tools propose to one expert (bought before, rising, bought besides); 0 for "
+        "none",
         json_schema_extra=_for_nodes("fill_shelves"),
     )
     vocabulary: Literal["shelf", "catalogue", "any"] = Field(
@@ -112,10 +113,14 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("arbitrate_tags", "unite_tags"),
     )
     towers: Path = Field(
-        TOWERS, description="directory of trained towers", json_schema_extra=_for_nodes("retrieve_items")
+        TOWERS,
+        description="directory of trained towers",
+        json_schema_extra=_for_nodes("fill_shelves", "retrieve_items"),
     )
     ranker: Path = Field(
-        RANKER, description="directory of a trained ranker", json_schema_extra=_for_nodes("retrieve_items")
+        RANKER,
+        description="directory of a trained ranker",
+        json_schema_extra=_for_nodes("fill_shelves", "retrieve_items"),
     )
     exploration: float = Field(
         0.5,

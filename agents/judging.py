@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from langchain_core.messages import BaseMessage
+
 from agents.schemas import Doubt, EvaluationTask, ExplanationTask, Fact, Household, JudgeTask
 from agents.wording import moment_text, own_text, profile_text, shelf_text
 from prompts.rubric import Rubric
+from prompts.template import load_prompt
 from tools.history import HistoryLine
 from tools.retrieval import CatalogIndex
 
@@ -17,6 +20,8 @@ NEAR_LINES = 4
 """History lines that a tag is judged by: those whose leaf category is nearest to it."""
 NEAR_LEAVES = 3
 """Leaf categories of the catalogue that stand beside a tag."""
+REWARD_PROMPT = "v1"
+"""What the reward model was trained on: its scores hold for this version alone."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -89,6 +94,19 @@ def _tag_facts(as_of: datetime, household: Household, ranked: Sequence[list[str]
         *(Fact(name="history", text=history_fact(line, as_of)) for line in order[:NEAR_LINES]),
         *(Fact(name="signals", text=signal.text) for signal in signals),
     ]
+
+
+def reward_messages(tasks: Sequence[JudgeTask]) -> list[list[BaseMessage]]:
+    """Candidates of one context as the reward model reads them (section 7), in their order.
+
+    The facts of each are those that any of them is judged by: all but the candidate itself is the same text.
+    """
+    facts: dict[tuple[str, str], Fact] = {}
+    for task in tasks:
+        facts |= {(fact.name, fact.text): fact for fact in task.facts}
+    shown = [fact.model_dump() for _, fact in sorted(facts.items())]
+    prompt = load_prompt("reward", REWARD_PROMPT)
+    return [prompt.render({"kind": task.kind, "facts": shown, "subject": task.subject}) for task in tasks]
 
 
 def history_fact(line: HistoryLine, as_of: datetime) -> str:

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from langgraph.runtime import Runtime
 
 from agents.context import Context, context_of
 from agents.state import IntentState
 from tools.dataset import open_dataset
+from tools.embedding import open_embedder
+from tools.errors import ModelFilesError
+from tools.ranker import load_ranker, own_chances
+from tools.shelf import ShelfLine
 from tools.shelf import fill_shelves as propose
+from tools.towers import open_towers, tower_scores
 
 
 async def fill_shelves(state: IntentState, runtime: Runtime[Context]) -> IntentState:
-    """A shelf of `context.shelf` leaf categories for each persona, in the order of the personas."""
+    """A shelf of `context.shelf` leaf categories for each persona, in the order of the personas.
+
+    Raises:
+        ModelFilesError: there is no ranker.
+    """
     context = context_of(runtime)
     if not context.shelf:
         return {"shelves": [[] for _ in state["personas"]]}
-    dataset = await asyncio.to_thread(open_dataset, context.dataset)
+    return {"shelves": await asyncio.to_thread(_shelves, context, state)}
+
+
+def _shelves(context: Context, state: IntentState) -> list[list[ShelfLine]]:
+    dataset, user_id, as_of = open_dataset(context.dataset), state["user_id"], state["as_of"]
+    towers: Mapping[str, float] = {}
+    try:
+        index = open_towers(dataset, open_embedder(context.embedding_model), context.towers)
+        towers = tower_scores(index, dataset, user_id, as_of)
+    except ModelFilesError:
+        pass  # the retriever, which needs them more, says so
+    chances = own_chances(load_ranker(context.ranker), dataset, user_id, as_of, towers)
     evidence = [[line.leaf for line in persona.evidence if line.leaf] for persona in state["personas"]]
-    shelves = await asyncio.to_thread(propose, dataset, state["user_id"], state["as_of"], evidence, context.shelf)
-    return {"shelves": shelves}
+    return propose(dataset, user_id, as_of, evidence, context.shelf, chances)

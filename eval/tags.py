@@ -31,7 +31,8 @@ from tools.dataset import Dataset
 from tools.embedding import Embedder
 from tools.entities import open_entities
 from tools.errors import OutputError, ServerUnreachableError
-from tools.models import weights_name
+from tools.models import sha256, weights_name
+from tools.ranker import WEIGHTS as RANKER_WEIGHTS
 from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
 
@@ -41,7 +42,8 @@ NOT_OF_TAGS = (
     *("towers", "ranker", "exploration", "conversion_floor", "items"),
     "adaptor",  # the digest of its vectors is kept
 )
-"""What settings begin with that say where something is, or how tags become items and texts."""
+"""What settings begin with that say where something is, or how tags become items and texts; of the ranker, which fills
+the shelves too, the digest is kept."""
 LIST = 30
 """Leaves that count: HR@30."""
 
@@ -92,6 +94,7 @@ def settings_of(context: Context) -> dict[str, Any]:
         "weights": {agent: weights_name(context.endpoint(agent).model) for agent in versions},
         "prompts": hashlib.sha256("".join(files).encode()).hexdigest()[:16],
         "entities": open_entities(entities).version.digest if entities else None,
+        "ranker": sha256(context.ranker / RANKER_WEIGHTS)[:16] if context.shelf else None,
     }
 
 

@@ -15,7 +15,18 @@ import typer
 
 from agents.schemas import Recommendation
 from prompts.template import PromptError
-from recgpt import data, evaluate, explanations, hybrid, judge, recommend, train
+from recgpt import (
+    data,
+    evaluate,
+    everything,
+    explanations,
+    flywheel,
+    hybrid,
+    judge,
+    recommend,
+    train,
+    training_table,
+)
 from recgpt.console import complain, say
 from recgpt.diagram import mermaid
 from recgpt.recommend import resolve_context
@@ -76,11 +87,16 @@ train_app.command("alignment")(explain_errors(train.alignment))
 train_app.command("adaptor")(explain_errors(train.adaptor))
 train_app.command("reward")(explain_errors(train.reward))
 train_app.command("ranker")(explain_errors(train.ranker))
+train_app.command("grpo")(explain_errors(train.grpo))
+train_app.command("curves")(explain_errors(train.curves))
+train_app.command("flywheel")(explain_errors(flywheel.flywheel))
+train_app.command("all")(explain_errors(everything.train_all))
 eval_app.command("all")(explain_errors(evaluate.everything))
 eval_app.command("tags")(explain_errors(evaluate.tags))
 eval_app.command("arm")(explain_errors(evaluate.arm))
 eval_app.command("hybrid")(explain_errors(hybrid.hybrid))
 eval_app.command("explanations")(explain_errors(explanations.explanations))
+eval_app.command("training")(explain_errors(training_table.training))
 eval_app.command("judge")(explain_errors(judge.evaluate))
 eval_app.command("retrieval")(explain_errors(evaluate.retrieval))
 eval_app.command("answers")(explain_errors(evaluate.answers))

@@ -66,6 +66,7 @@ from tools.errors import SettingError
 from tools.hybrid import HybridReader, Reading
 from tools.llm import Endpoint
 from tools.logs import logging_to
+from tools.machine import model_type
 from tools.models import model_path, weights_name
 from training.alignment import Alignment, align, read_alignments
 from training.perception import held_out_questions, load_perception
@@ -251,7 +252,7 @@ def _agreements(
     from transformers import AutoModelForCausalLM
 
     adaptor = load_adaptor(context.adaptor, weights_name(context.model), embedder.name).adaptor
-    llm = AutoModelForCausalLM.from_pretrained(model_path(context.model, say), dtype=torch.bfloat16).eval()
+    llm = AutoModelForCausalLM.from_pretrained(model_path(context.model, say), dtype=model_type()).eval()
     reader = HybridReader(adaptor, llm, reading.placeholder)
     found: dict[str, list[float]] = {}
     for line in lines:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -21,11 +22,14 @@ from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
 from tools.logs import logging_to
-from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256, weights_name
+from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, REWARD_MODEL, sha256, weights_name
 from tools.towers import TOWERS
 from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
+from training.curves import draw_curves
 from training.data import Settings, write_training_data
+from training.grpo import RECIPES as GRPO_RECIPES
+from training.grpo import Agent, GrpoRecipe, Shaping, train_policy
 from training.mixture import MIXTURE_FILE, load_mixture
 from training.perception import PERCEPTION_FILE
 from training.ranker import RankerRecipe, train_ranker
@@ -180,3 +184,58 @@ def reward(
     digests = [sha256(path) for path in paths]
     card = train_reward(found, digests, model, out, recipe, say, command)
     say(f"{out}/adapter: {card['steps']} steps, validation loss {card['validation_loss']}")
+
+
+def grpo(
+    agent: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Agent))}")] = "expert",
+    data: Annotated[Path, typer.Option(help="what `recgpt train data` wrote")] = Path("runs/train/data"),
+    adapter: Annotated[
+        str, typer.Option(help="what it starts from: the default model, or an adapter's directory")
+    ] = DEFAULT_MODEL,
+    reward: Annotated[
+        str, typer.Option(help="reward model: the shipped one, or an adapter's directory")
+    ] = REWARD_MODEL,
+    shaping: Annotated[
+        str, typer.Option(help="of an expert's rewards: crs (gates) or sum; see section 5 of the report")
+    ] = "crs",
+    recipe: Annotated[str, typer.Option(help=f"one of {', '.join(GRPO_RECIPES)}")] = "cpu",
+    seed: Annotated[int, typer.Option(help="of the draw of prompts, and of answers")] = GrpoRecipe.seed,
+    base_url: Annotated[
+        str | None, typer.Option(help="vLLM server with adapters that answers [default: the trainer does]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
+        "runs/train/grpo"
+    ),
+) -> None:
+    """Reinforce experts or explainers with the judge's reward (TRL's GRPOTrainer, sections 5 and 6)."""
+    for kind, name, known in (
+        ("agent", agent, get_args(Agent)),
+        ("shaping", shaping, get_args(Shaping)),
+        ("recipe", recipe, tuple(GRPO_RECIPES)),
+    ):
+        if name not in known:
+            raise SettingError(f"there is no {kind} {name!r} here; take one of {', '.join(known)}")
+    api_key = resolve_context([], base_url=base_url).api_key.get_secret_value()
+    card = train_policy(
+        cast(Agent, agent),
+        data,
+        adapter,
+        reward,
+        cast(Shaping, shaping),
+        out,
+        replace(GRPO_RECIPES[recipe], seed=seed),
+        base_url,
+        api_key,
+        say,
+        shlex.join(["recgpt", *sys.argv[1:]]),
+    )
+    say(f"{out}/adapter: {card['steps']} steps, validation reward {card['validation_reward']}")
+
+
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="directories that `recgpt train grpo` wrote")],
+    out: Annotated[Path, typer.Option(help="image to write; its ending is the format")] = Path("runs/train/curves.png"),
+) -> None:
+    """Draw the learning curves of GRPO runs beside each other."""
+    draw_curves(runs, out)
+    say(f"{out}: {len(runs)} runs")

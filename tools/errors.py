@@ -41,3 +41,7 @@ class OutputError(RecGPTError):
 
 class NoVerdictError(RecGPTError):
     """The judge gave no verdict: a part of it had no valid answer. It never becomes a score."""
+
+
+class TrainingError(RecGPTError):
+    """Training can't go on: a reward is no number."""

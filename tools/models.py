@@ -26,7 +26,7 @@ JUDGE_MODEL = "recgpt-judge-smollm2-135m"
 REWARD_MODEL = "recgpt-reward-smollm2-135m"
 """The judge with a scalar head instead of words: it scores."""
 WEIGHTS = Path(__file__).parent.parent / "training" / "weights"
-ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "sft", JUDGE_MODEL: WEIGHTS / "judge", REWARD_MODEL: WEIGHTS / "reward"}
+ADAPTERS = {DEFAULT_MODEL: WEIGHTS / "agents", JUDGE_MODEL: WEIGHTS / "judge", REWARD_MODEL: WEIGHTS / "reward"}
 """The adapters behind these; they come with the project, their cards say where from."""
 JUDGE_OF = {DEFAULT_MODEL: JUDGE_MODEL}
 """Who judges what a model writes, where that is not the model itself."""

@@ -56,7 +56,7 @@ class Neighbours:
         return np.asarray(self.together @ (weights / scale) / scale, dtype=np.float32)
 
 
-@load_once(maxsize=24)
+@load_once(maxsize=64)
 def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     """Which leaves households bought besides which, counted over all purchases before `before`."""
     first = purchases_before(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
@@ -78,7 +78,7 @@ def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     return Neighbours(leaves, row, together, category, together.diagonal(), taken_up)
 
 
-@load_once(maxsize=8)
+@load_once(maxsize=64)
 def likely_besides(dataset: Dataset, before: datetime) -> NDArray[np.float32]:
     """EASE (Steck 2019) of all purchases before `before`: what to expect of households that bought a leaf.
 

@@ -196,6 +196,18 @@ def rank_candidates(
     return {leaf: Candidate(source, float(chances[table.row[leaf]])) for leaf, source in proposed.items()}
 
 
+def own_chances(
+    ranker: Ranker, dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float]
+) -> dict[str, float]:
+    """The chance of each leaf that a household bought before to be in its next basket, whatever the tags.
+
+    The arguments are those of `rank_candidates`.
+    """
+    table = read_leaf_table(dataset, user_id, as_of, towers)
+    chances = ranker.probabilities(table, ())
+    return {table.leaves[row]: float(chances[row]) for row in np.flatnonzero(table.bought)}
+
+
 class Network(nn.Module):
     """Standardised features to one logit."""
 

@@ -67,8 +67,8 @@ class CatalogIndex:
         """All leaf categories for each text, the nearest first. Blocks."""
         scores, rows = self._leaf_index.search(self.embedder.embed(texts), len(self.leaves))
         return [
-            [LeafMatch(self.leaves[row], float(score)) for score, row in zip(*line, strict=True)]
-            for line in zip(scores, rows, strict=True)
+            [LeafMatch(self.leaves[row], score) for score, row in zip(*line, strict=True)]
+            for line in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
 
     def search_items(self, texts: Sequence[str], per_text: int, as_of: datetime) -> list[list[ItemMatch]]:

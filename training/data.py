@@ -14,25 +14,30 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from agents.arbiter import arbiter_values, pool_in_turn
-from agents.expert import expert_values
-from agents.explainer import explainer_values
+from agents.context import HYBRID_AGENTS, Context
+from agents.expert import expert_values, leaf_tags
+from agents.explainer import FIXED_PROMPT, explainer_values, fact_values
+from agents.judging import explanation_judge_task, tag_judge_tasks
 from agents.planner import planner_values
 from agents.schemas import (
     ExpertTask,
     ExplanationTask,
     ExplanationText,
     Household,
+    JudgeTask,
     Persona,
     PickedTag,
     Plan,
@@ -51,15 +56,21 @@ from agents.wording import citation, own_lines
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
 from tools.dataset import BASKET, Dataset, open_dataset
+from tools.embedding import open_embedder
+from tools.entities import open_entities
 from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
 from tools.purchases import DUE_FROM
-from tools.retrieval import popular_leaves
+from tools.ranker import Ranker, load_ranker, own_chances
+from tools.retrieval import CatalogIndex, open_index, popular_leaves
 from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, bearing_on, read_signals
-from training.explanations import explanation_target
+from tools.towers import TowerIndex, open_towers, tower_scores
+from training.explanations import FIXED_DEVICE, explanation_target
+from training.hybrid import VECTORS
 from training.mixture import ExpertKind, Mixture, general_examples
 from training.needs import Need, load_needs
+from training.perception import answered_examples, known_facts, load_perception, perception_pairs
 
 HORIZON = timedelta(days=14)
 """The coming weeks that a plan is for."""
@@ -68,12 +79,14 @@ LEAST_LINES = 12
 LEAST_FUTURE = 4
 """Distinct leaves bought within the horizon."""
 VALIDATION_SHARE = 0.05
+RARE = 0.01
+"""Share of the examples that is not waited for: most cut points have none of the rarest kinds."""
 ABSENT_KINDS = frozenset(["weather"])
 """No data set that examples are built from has the weather of its past."""
 
 Agent = Literal["planner", "expert", "arbiter", "style", "explainer"]
-Kind = ExpertKind | Literal["general"]
-"""What an expert's example teaches, in the report's words; the other agents' are not told apart."""
+Kind = ExpertKind | Literal["hybrid", "fixed"]
+"""What an expert's example teaches, in the report's words; of the other agents' examples, how their prompt is put."""
 Generator = np.random.Generator
 
 SCHEMA = pl.Schema(
@@ -88,8 +101,21 @@ SCHEMA = pl.Schema(
         "answer": pl.String(),
         "targets": pl.Int64(),
         "new_targets": pl.Int64(),
+        "hybrid": pl.Boolean(),
+        "bought": pl.List(pl.String()),
+        "new": pl.List(pl.String()),
+        "judged": pl.String(),
     }
 )
+"""Of `examples.parquet`.
+
+`user` is a text, or where `hybrid` is set the JSON of its parts. For the policy's rewards an expert's row has what was
+`bought` within the horizon, and of it what was `new`, as tags; `judged` has, as JSON, the facts that each line of its
+shelf is judged by (`JudgeTask`), or of an explainer's row those of its text, which is left out.
+"""
+NOTHING_TO_REWARD: tuple[object, ...] = (False, [], [], "")
+"""The last columns of a row that no policy learns from."""
+TAGS, ENTITIES = "tags.parquet", "entities.parquet"
 
 
 @dataclass(frozen=True)
@@ -101,11 +127,9 @@ class Settings:
     experts: int = 500
     """Training examples of experts; how many the others get follows from the mixture."""
     personas: int = 3
-    tags: int = 15
+    tags: int = Context.model_fields["tags_per_expert"].default
     picks: int = 12
-    shelf: int = 20
-    added: int = 2
-    """Most leaves of an answer that neither shelf nor evidence shows."""
+    shelf: int = Context.model_fields["shelf"].default
     no_shelf: float = 0.25
     """Share of expert examples whose shelf is empty: the expert must also do without."""
     history_lines: int = 32
@@ -138,8 +162,25 @@ class Example:
     kind: Kind
     prompt_fields: dict[str, Value]
     answer: str
-    targets: int
-    new_targets: int
+    bought: Sequence[Future] = ()
+    """Of its tags, those that were bought next."""
+    ahead: Sequence[Future] = ()
+    """All that was bought next, where a policy is to find it."""
+    judged: Callable[[], Sequence[JudgeTask]] = tuple
+    """See `SCHEMA`; called for examples that are kept."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the run-time readers need besides the data set."""
+
+    index: CatalogIndex
+    towers: TowerIndex
+    ranker: Ranker
+
+    def chances(self, view: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
+        """See `tools.ranker.own_chances`."""
+        return own_chances(self.ranker, view, user_id, as_of, tower_scores(self.towers, view, user_id, as_of))
 
 
 def training_view(dataset: Dataset) -> Dataset:
@@ -161,9 +202,13 @@ def training_view(dataset: Dataset) -> Dataset:
 class Builder:
     """Builds the examples of one data set."""
 
-    def __init__(self, view: Dataset, settings: Settings) -> None:
-        """Index what every cut needs: the leaves of items, the need of leaves, what sells in a need."""
+    def __init__(self, view: Dataset, settings: Settings, sources: Sources | None = None) -> None:
+        """Index what every cut needs: the leaves of items, the need of leaves, what sells in a need.
+
+        Without `sources` there are moments and tasks, but no examples.
+        """
         self._view = view
+        self._sources = sources
         self._settings = settings
         needs = load_needs()
         self._needs = needs
@@ -188,25 +233,36 @@ class Builder:
 
     def examples(self, user_id: str, as_of: datetime) -> Iterator[Example]:
         """All examples of one household at one cut point."""
+        assert self._sources is not None
         rng = self._generator(user_id, as_of.isoformat())
         household, future = self.moment(user_id, as_of)
         targets = self._plan(household, future, as_of, rng)
         if len(targets) < 2:
             return
-        yield self._planner(household, targets, as_of)
+        yield from _in_both_ways(self._planner(household, targets, as_of))
         evidence = [[line.leaf for line in target.persona.evidence if line.leaf] for target in targets]
-        shelves = fill_shelves(self._view, user_id, as_of, evidence, self._settings.shelf)
+        shelves = fill_shelves(
+            self._view,
+            user_id,
+            as_of,
+            evidence,
+            self._settings.shelf,
+            self._sources.chances(self._view, user_id, as_of),
+        )
         pool: list[ProposedTag] = []
         unfit: set[str] = set()
         for target, shelf in zip(targets, shelves, strict=True):
             shown = [] if rng.random() < self._settings.no_shelf else shelf
-            proposals = self._proposals(target, household, future, shown, as_of, rng)
+            if shown:
+                proposals = self._of_shelf(shown, future)
+            else:
+                proposals = self._without_shelf(target, household, future, as_of, rng)
             pooled, misfits = self._pooled(proposals, target, rng)
             pool += pooled
             unfit |= misfits
-            yield self._expert(user_id, household, target, proposals, shown, as_of)
+            yield self._expert(user_id, household, target, proposals, shown, future, as_of, self._sources.index)
             yield from self._explanation(user_id, household, target, as_of, rng)
-        yield self._arbiter(household, targets, pool, unfit, future, as_of)
+        yield from _in_both_ways(self._arbiter(household, targets, pool, unfit, future, as_of))
 
     def cuts(self, user_id: str) -> list[datetime]:
         """Moments just before some of the household's baskets, in random order, none in the data's first month."""
@@ -304,44 +360,35 @@ class Builder:
         fields = planner_values(as_of, household, self._settings.personas)
         return _example("planner", fields, Plan(personas=personas), schema, [f for t in targets for f in t.bought])
 
-    def _proposals(
-        self,
-        target: Target,
-        household: Household,
-        future: Sequence[Future],
-        shelf: Sequence[ShelfLine],
-        as_of: datetime,
-        rng: Generator,
-    ) -> list[Future | str]:
-        """What the persona's expert should propose: what its prompt shows and was bought next, and more like it.
+    def _of_shelf(self, shelf: Sequence[ShelfLine], future: Sequence[Future]) -> list[Future | str]:
+        """What an expert should choose: all known lines, and the new ones that were bought next, then the first ones.
 
-        In this order: leaves of the evidence that were bought again, choices from the shelf, at most `added` leaves of
-        the need that are new and stand nowhere in the prompt. An answer full of purchases that nothing in the prompt
-        points to would teach to invent. Known leaves are at most half. What is missing to `tags` is the shelf from its
-        top, without a shelf what sells in the need. Choices from the shelf are in its order, one walk down its lines.
+        They are in the order of the shelf. That is the ranker's, which knows more of the household than an expert is
+        told; an answer full of purchases that nothing in the prompt points to would teach to guess.
         """
+        bought = {leaf.leaf: leaf for leaf in future}
+        fresh = [line.leaf for line in shelf if not line.known]
+        hits = [leaf for leaf in fresh if leaf in bought]
+        room = self._settings.tags - sum(line.known for line in shelf)
+        chosen = set(list(dict.fromkeys([*hits, *fresh]))[: max(room, 0)])
+        kept = [line.leaf for line in shelf if line.known or line.leaf in chosen]
+        return [bought.get(leaf, leaf) for leaf in kept[: self._settings.tags]]
+
+    def _without_shelf(
+        self, target: Target, household: Household, future: Sequence[Future], as_of: datetime, rng: Generator
+    ) -> list[Future | str]:
+        """What was bought next of evidence and need, known leaves at most half, then what sells in the need."""
         settings = self._settings
-        rank = {line.leaf: number for number, line in enumerate(shelf)}
         evidence = {line.leaf for line in target.persona.evidence}
         own = {leaf.leaf for leaf in target.bought}
-        again = [leaf for leaf in future if leaf.leaf in evidence or (leaf.leaf in own and not leaf.new and not shelf)]
-        chosen = [leaf for leaf in future if leaf.leaf in rank and leaf not in again]
-        known = [leaf for leaf in [*again, *chosen] if not leaf.new]
-        dropped = {leaf.leaf for leaf in known[settings.tags // 2 :]}
-        added = [leaf for leaf in target.bought if leaf.new and leaf.leaf not in rank]
-        hits = [leaf for leaf in again if leaf.leaf not in dropped]
-        walk: list[Future | str] = [leaf for leaf in chosen if leaf.leaf not in dropped]
-        last: list[Future | str] = [*(added[: settings.added] if shelf else added)]
+        again = [leaf for leaf in future if not leaf.new and leaf.leaf in evidence | own][: settings.tags // 2]
+        added = [leaf for leaf in target.bought if leaf.new]
         seen = evidence | {line.leaf for line in household.history} | {leaf.leaf for leaf in future}
-        missing = settings.tags - len(hits) - len(walk) - len(last)
-        fitting = [line.leaf for line in shelf if line.why != "due again" and line.leaf not in seen]
-        walk += fitting[: max(missing, 0)]
-        if (missing := settings.tags - len(hits) - len(walk) - len(last)) > 0:
-            rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
-            order = dict.fromkeys([*self._sellers(target.need, as_of), *map(str, rng.permutation(rest))])
-            last += [leaf for leaf in order if leaf not in seen and leaf not in rank][:missing]
-        walk.sort(key=lambda entry: rank[_leaf(entry)])
-        return [*hits, *walk, *last][: settings.tags]
+        rest = [leaf for leaf, need in self._need_of.items() if need.key == target.need.key]
+        order = dict.fromkeys([*self._sellers(target.need, as_of), *map(str, rng.permutation(rest))])
+        fill = [leaf for leaf in order if leaf not in seen]
+        proposals: list[Future | str] = [*again, *added, *fill]
+        return proposals[: settings.tags]
 
     def _expert(
         self,
@@ -350,7 +397,9 @@ class Builder:
         target: Target,
         proposals: Sequence[Future | str],
         shelf: list[ShelfLine],
+        future: Sequence[Future],
         as_of: datetime,
+        index: CatalogIndex,
     ) -> Example:
         task = ExpertTask(
             user_id=user_id,
@@ -361,14 +410,17 @@ class Builder:
             shelf=shelf,
         )
         texts = list(dict.fromkeys(tag_text(_leaf(proposal)) for proposal in proposals))
-        return _example(
+        own = list(dict.fromkeys(tag_text(line.leaf) for line in shelf))
+        example = _example(
             "expert",
             expert_values(task, len(texts)),
             TagList(tags=texts),
-            tags_schema(len(texts)),
+            tags_schema(len(texts), tuple(own)),
             [leaf for leaf in proposals if isinstance(leaf, Future)],
             kind=_kind(task, proposals),
         )
+        judged = partial(tag_judge_tasks, user_id, as_of, household, own, index)
+        return replace(example, ahead=future, judged=judged)
 
     def _pooled(
         self, proposals: Sequence[Future | str], target: Target, rng: Generator
@@ -409,11 +461,14 @@ class Builder:
     ) -> Iterator[Example]:
         """Guideline and text for an item that the household did buy next."""
         task, leaf = self._explanation_task(user_id, household, target, as_of, rng)
-        made = explanation_target(task, _one(target.need.purposes, rng), rng)
-        if made:
+        purpose = _one(target.need.purposes, rng)
+        if made := explanation_target(task, purpose, rng):
             style, text = made
             yield _example("style", style_values(task), style, StyleGuideline, [leaf])
-            yield _example("explainer", explainer_values(task, style), text, ExplanationText, [leaf])
+            written = _example("explainer", explainer_values(task, style), text, ExplanationText, [leaf])
+            yield replace(written, judged=lambda: [explanation_judge_task(task, "")])
+        if made := explanation_target(task, purpose, rng, FIXED_DEVICE):
+            yield _example("explainer", fact_values(task), made[1], ExplanationText, [leaf], kind="fixed")
 
     def explanation_tasks(self, user_id: str, as_of: datetime) -> Iterator[tuple[ExplanationTask, str]]:
         """Items that the household did buy next, one a persona, each with what its need is for."""
@@ -494,7 +549,13 @@ def _example(
     """An example whose answer is valid by the very schema that the server will hold the agent to."""
     text = answer.model_dump_json()
     schema.model_validate_json(text)
-    return Example(agent, kind, fields, text, len(targets), sum(leaf.new for leaf in targets))
+    return Example(agent, kind, fields, text, targets)
+
+
+def _in_both_ways(example: Example) -> Iterator[Example]:
+    """An example whose prompt has entities, once as text and once as a hybrid prompt."""
+    yield example
+    yield replace(example, kind="hybrid")
 
 
 def _one(texts: Sequence[str], rng: Generator) -> str:
@@ -525,32 +586,32 @@ def write_training_data(
         report: called with a sentence on the progress.
         model: whose own answers are the general examples.
     """
-    view = training_view(open_dataset(directory))
-    builder = Builder(view, settings)
+    dataset = open_dataset(directory)
+    view = training_view(dataset)
+    context = Context(dataset=directory)
+    embedder = open_embedder(context.embedding_model)
+    sources = Sources(
+        open_index(dataset, embedder), open_towers(dataset, embedder, context.towers), load_ranker(context.ranker)
+    )
+    builder = Builder(view, settings, sources)
     everybody = sorted(_all_events(view)["user_id"].unique())
     chosen = [str(user) for user in np.random.default_rng(settings.seed).permutation(everybody)[:users]]
     quota = mixture.quota(settings.experts, ABSENT_KINDS)
     # A twentieth of the households validates, so a twentieth of the examples does.
     quotas = {
         **{("train", *key): count for key, count in quota.items()},
-        **{("validation", *key): max(8, round(count * VALIDATION_SHARE)) for key, count in quota.items()},
+        **{("validation", *key): max(8, round(count * VALIDATION_SHARE)) for key, count in quota.items() if count},
     }
-    rows: list[tuple[object, ...]] = []
+    rows = _general(quotas, model, settings.seed, report) + _perception(quotas, dataset, settings.seed)
     filled: Counter[tuple[str, str, str]] = Counter()
-    general = quota["general", "general"]
-    if general:
-        held = quotas["validation", "general", "general"]
-        pairs = general_examples(general + held, model_path(model, report), settings.seed, report)
-        for number, (question, answer) in enumerate(pairs):
-            split = "validation" if number < held else "train"
-            rows.append(("general", "general", "", TRAIN_END, split, "", question, answer, 0, 0))
-    wanted = {key: count for key, count in quotas.items() if key[1] != "general"}
+    wanted = {key: count for key, count in quotas.items() if key[1] not in ("general", "perception")}
     cuts = {user_id: builder.cuts(user_id) for user_id in chosen}
     turns = range(settings.cuts_per_user)
     visits = [(user_id, cuts[user_id][turn]) for turn in turns for user_id in chosen if turn < len(cuts[user_id])]
     for number, (user_id, as_of) in enumerate(visits, 1):
         split = "validation" if zlib.crc32(user_id.encode()) % 1000 < 1000 * VALIDATION_SHARE else "train"
-        if all(filled[key] >= count for key, count in wanted.items() if key[0] == split):
+        open_places = sum(max(count - filled[key], 0) for key, count in wanted.items() if key[0] == split)
+        if open_places <= RARE * sum(count for key, count in wanted.items() if key[0] == split):
             continue
         for example in builder.examples(user_id, as_of):
             key = (split, example.agent, example.kind)
@@ -563,22 +624,80 @@ def write_training_data(
     table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     out.mkdir(parents=True, exist_ok=True)
     table.write_parquet(out / "examples.parquet", compression="zstd")
+    tags = leaf_tags(dataset)
+    _write_vectors(out / TAGS, tags, embedder.embed(tags))
+    source = context.model_copy(update={"representation": "hybrid"}).endpoint(HYBRID_AGENTS[0]).entities
+    assert source is not None
+    entities = open_entities(source)
+    names = sorted({name for user in table.filter("hybrid")["user"] for name in entities_of(user)})
+    _write_vectors(out / ENTITIES, names, entities.vectors(names).float().view(len(names), -1).numpy())
     card = _card(table, view, settings, mixture, (out / "examples.parquet").read_bytes())
+    card |= {"adaptor_sha256": entities.version.adaptor, "embedder": embedder.name}
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
+def entities_of(user: str) -> list[str]:
+    """The entities of a hybrid prompt's user message, as it stands in `examples.parquet`."""
+    return [name for part in json.loads(user) for name in part.get("entities", ())]
+
+
+def _general(
+    quotas: Mapping[tuple[str, str, str], int], model: str, seed: int, report: Callable[[str], None]
+) -> list[tuple[object, ...]]:
+    """Rows of neutral prompts with the base model's own answers."""
+    count, held = (quotas.get((split, "general", "general"), 0) for split in ("train", "validation"))
+    if not count:
+        return []
+    pairs = general_examples(count + held, model_path(model, report), seed, report)
+    splits = ["validation"] * held + ["train"] * count
+    return [
+        ("general", "general", "", TRAIN_END, split, "", question, answer, 0, 0, *NOTHING_TO_REWARD)
+        for split, (question, answer) in zip(splits, pairs, strict=False)  # empty answers are left out
+    ]
+
+
+def _perception(quotas: Mapping[tuple[str, str, str], int], dataset: Dataset, seed: int) -> list[tuple[object, ...]]:
+    """Rows of questions about entities, see `training.perception`: what the adaptor taught must stay readable."""
+    perception = load_perception()
+    facts = known_facts(dataset)
+    shown = answered_examples(facts, perception)
+    rows: list[tuple[object, ...]] = []
+    for split in ("train", "validation"):
+        count = quotas.get((split, "perception", "hybrid"), 0)
+        for pair in perception_pairs(facts, perception, split, count, seed) if count else ():
+            system, question = perception.ask(pair, shown[pair.task], hybrid=True)
+            texts = (str(system.content), json.dumps(question.content), json.dumps(pair.answer, ensure_ascii=False))
+            row = ("perception", "hybrid", "", TRAIN_END, split, *texts, 0, 0)
+            rows.append((*row, True, *NOTHING_TO_REWARD[1:]))
+    return rows
+
+
 def _row(example: Example, user_id: str, as_of: datetime, split: str) -> tuple[object, ...]:
-    system, question = load_prompt(example.agent, "v1").render(example.prompt_fields)
-    texts = (str(system.content), str(question.content), example.answer)
-    return (example.agent, example.kind, user_id, as_of, split, *texts, example.targets, example.new_targets)
+    hybrid = example.kind == "hybrid"
+    version = FIXED_PROMPT if example.kind == "fixed" else "v1"
+    system, question = load_prompt(example.agent, version).render(example.prompt_fields, hybrid)
+    user = json.dumps(question.content) if hybrid else str(question.content)
+    bought = list(dict.fromkeys(tag_text(leaf.leaf) for leaf in example.ahead))
+    new = list(dict.fromkeys(tag_text(leaf.leaf) for leaf in example.ahead if leaf.new))
+    tasks = [task.model_dump() for task in example.judged()]
+    return (
+        *(example.agent, example.kind, user_id, as_of, split, str(system.content), user, example.answer),
+        *(len(example.bought), sum(leaf.new for leaf in example.bought), hybrid, bought, new),
+        json.dumps(tasks) if tasks else "",
+    )
+
+
+def _write_vectors(path: Path, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    table = pl.DataFrame({"text": texts, "vector": vectors.tolist()}, schema=VECTORS)
+    table.write_parquet(path, compression="zstd")
 
 
 def _card(
     table: pl.DataFrame, view: Dataset, settings: Settings, mixture: Mixture, content: bytes
 ) -> dict[str, object]:
     counts = table.group_by("agent", "kind", "split").len().sort("agent", "kind", "split").rows()
-    tuned = table.filter(pl.col("agent") != "general")
+    tuned = table.filter(pl.col("user_id") != "")
     shares = tuned.group_by("agent").agg(pl.col("new_targets").sum() / pl.col("targets").sum()).sort("agent").rows()
     return {
         "data_set": view.info.name,

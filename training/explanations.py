@@ -19,6 +19,19 @@ PHRASES_FILE = Path(__file__).parent / "phrases.yaml"
 Ground = Literal["habit", "companion", "signal", "occasion"]
 """What an explanation rests on: own purchases of the item, of another one, a signal about the item, a holiday."""
 GROUNDS: tuple[Ground, ...] = ("occasion", "signal", "habit", "companion")
+FIXED_DEVICE = "plain fact"
+"""What a text is built by that answers a prompt without a style guideline, the baseline's."""
+
+
+class Noun(str):
+    """A name in a pattern: `{item}` is the name itself, `{item:is|are}` the form of a verb that agrees with it."""
+
+    def __format__(self, forms: str) -> str:
+        """The name, or one of two forms."""
+        if not forms:
+            return str(self)
+        one, many = forms.split("|")
+        return many if self.endswith("s") and not self.endswith("ss") else one
 
 
 class Phrases(BaseModel):
@@ -39,7 +52,7 @@ def load_phrases() -> Phrases:
 
 
 def explanation_target(
-    task: ExplanationTask, purpose: str, rng: np.random.Generator
+    task: ExplanationTask, purpose: str, rng: np.random.Generator, device: str | None = None
 ) -> tuple[StyleGuideline, ExplanationText] | None:
     """A guideline and a text for one item, drawn from `rng`; the build varies, the facts are those of the task.
 
@@ -49,6 +62,7 @@ def explanation_target(
         task: the item, the persona's evidence and the signals.
         purpose: what the persona's need is for, in words.
         rng: source of the choices.
+        device: of rhetoric, one of `phrases.yaml`; drawn where none is given.
     """
     phrases = load_phrases()
     slots = _facts(task, purpose)
@@ -56,7 +70,7 @@ def explanation_target(
     if not grounds:
         return None
     ground = grounds[int(rng.integers(len(grounds)))]
-    device = _one(list(phrases.rhetoric), rng)
+    device = device or _one(list(phrases.rhetoric), rng)
     fitting = [text for text in phrases.rhetoric[device][ground] if _slots(text) <= slots.keys()]
     text = _one(fitting, rng).format(**slots)
     tails = [tail for tail in phrases.tails if _slots(tail) <= slots.keys()]
@@ -76,7 +90,7 @@ def explanation_target(
 
 def _facts(task: ExplanationTask, purpose: str) -> dict[str, str]:
     leaf = task.item.category[-1]
-    slots = {"item": leaf.lower(), "purpose": purpose}
+    slots = {"item": Noun(leaf.lower()), "purpose": purpose}
     _, named, size = task.item.title.rpartition(f"{leaf}, ")
     if named:
         slots["size"] = size
@@ -85,7 +99,7 @@ def _facts(task: ExplanationTask, purpose: str) -> dict[str, str]:
     if bought and bought[0] > 1:
         slots["times"] = str(bought[0])
     elif others:
-        slots["other"] = str(others[0].leaf).lower()
+        slots["other"] = Noun(str(others[0].leaf).lower())
     for signal in task.signals:
         if signal.kind == "holiday" and "holiday" not in slots and " in " in signal.text:
             name, _, ahead = signal.text.rpartition(" in ")
@@ -111,7 +125,7 @@ def _audience(profile: str | None) -> Literal["children", "couple", "single", "u
 
 
 def _slots(text: str) -> set[str]:
-    return {part.split("}")[0] for part in text.split("{")[1:]}
+    return {re.split("[:}]", part)[0] for part in text.split("{")[1:]}
 
 
 def _one(texts: Sequence[str], rng: np.random.Generator) -> str:

@@ -27,7 +27,7 @@ from agents.schemas import DimensionLabel, Doubt, EvaluatorAnswer, OneShotGrade,
 from eval.judged import JudgedText
 from prompts.rubric import Label, Rubric, load_rubrics
 from prompts.template import Value, load_prompt
-from training.data import SCHEMA
+from training.data import NOTHING_TO_REWARD, SCHEMA
 from training.judged import load_wordings
 
 SOUND = 3
@@ -90,7 +90,7 @@ def write_judge_examples(
             if rng.random() < QUESTIONED and (question := _question(text)):
                 rows.append(question)
     out.mkdir(parents=True, exist_ok=True)
-    table = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    table = pl.DataFrame([row + NOTHING_TO_REWARD for row in rows], schema=SCHEMA, orient="row")
     table.write_parquet(out / "examples.parquet", compression="zstd")
     agents = table.group_by("agent", "kind", "split").len().sort("agent", "kind", "split").rows()
     card: dict[str, object] = {

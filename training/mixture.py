@@ -11,11 +11,13 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from tools.machine import model_type
+
 MIXTURE_FILE = Path(__file__).parent / "mixture.yaml"
 NEUTRAL_FILE = Path(__file__).parent / "neutral.yaml"
 
 ExpertKind = Literal["behaviour", "trending", "weather", "situational"]
-GENERAL_BATCH = 24
+GENERAL_BATCH = 48
 GENERAL_TOKENS = 48
 """Longest general answer."""
 
@@ -27,7 +29,10 @@ class Mixture(BaseModel):
 
     experts: dict[ExpertKind, float] = Field(min_length=1)
     general: float = Field(ge=0)
-    per_expert: dict[Literal["planner", "arbiter", "style", "explainer"], float]
+    per_expert: dict[
+        Literal["planner", "arbiter", "style", "explainer", "perception"],
+        dict[Literal["behaviour", "hybrid", "fixed"], float],
+    ]
 
     def quota(self, experts: int, absent: frozenset[str]) -> dict[tuple[str, str], int]:
         """How many examples of each (agent, kind) go with so many experts' examples.
@@ -40,7 +45,11 @@ class Mixture(BaseModel):
         whole = sum(shares.values())
         return {
             **{("expert", kind): round(experts * share / whole) for kind, share in shares.items()},
-            **{(agent, "behaviour"): round(experts * share) for agent, share in self.per_expert.items()},
+            **{
+                (agent, kind): round(experts * share)
+                for agent, kinds in self.per_expert.items()
+                for kind, share in kinds.items()
+            },
             ("general", "general"): round(experts * self.general / sum(self.experts.values())),
         }
 
@@ -82,7 +91,7 @@ def general_examples(count: int, path: str, seed: int, report: Callable[[str], N
     prompts = [every[i] for i in np.random.default_rng(seed).permutation(len(every))[:count]]
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=model_type())
     torch.manual_seed(seed)
     answers: list[str] = []
     for start in range(0, len(prompts), GENERAL_BATCH):

@@ -16,22 +16,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from langchain_core.messages import BaseMessage
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from agents.schemas import Fact
+from agents.judging import reward_messages
+from agents.schemas import JudgeTask
 from eval.agreement import GRADES
 from eval.judged import JudgedText, Split
-from prompts.template import load_prompt
+from tools.machine import model_type
 from tools.models import ADAPTER_WEIGHTS, base_digest, model_path, sha256
 from training.runs import claim, run_trainer, trainer_arguments
 
-VERSION = "v1"
 Loss = Literal["listwise", "pointwise"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,15 @@ def pointwise_loss(scores: Tensor, grades: Tensor) -> Tensor:
     return binary_cross_entropy(scores, grades.to(scores.dtype) / (len(GRADES) - 1), reduction="sum")
 
 
-def reward_messages(texts: Sequence[JudgedText]) -> list[list[BaseMessage]]:
-    """Candidates of one context as the model reads them; the facts are those that any of them was judged by."""
-    facts: dict[tuple[str, str], Fact] = {}
-    for text in texts:
-        facts |= {(fact.name, fact.text): fact for fact in text.task.facts}
-    shown = [fact.model_dump() for _, fact in sorted(facts.items())]
-    prompt = load_prompt("reward", VERSION)
-    return [prompt.render({"kind": text.task.kind, "facts": shown, "subject": text.task.subject}) for text in texts]
-
-
 def pack_context(texts: Sequence[JudgedText], tokenizer: Any) -> Packed:  # noqa: ANN401 (transformers')
     """Graded candidates of one context, packed in their order."""
-    told = [_chat(tokenizer, messages) for messages in reward_messages(texts)]
     grades = [GRADES.index(text.grade) for text in texts if text.grade]
+    return _pack_tasks([text.task for text in texts], grades, tokenizer)
+
+
+def _pack_tasks(tasks: Sequence[JudgeTask], grades: Sequence[int], tokenizer: Any) -> Packed:  # noqa: ANN401
+    """Candidates of one context, packed in their order; without grades where they have none."""
+    told = [_chat(tokenizer, messages) for messages in reward_messages(tasks)]
     return pack([tokenizer(text)["input_ids"] for text in told], grades)
 
 
@@ -158,8 +154,9 @@ def score_packed(model: Any, packed: Packed) -> Tensor:  # noqa: ANN401 (a trans
     """Scores f of all candidates of a context in one pass (n,), after the sigmoid, float32."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     dtype = next(base.parameters()).dtype
-    mask, positions = packed_mask(packed, dtype)
-    ids = torch.tensor([packed.ids])
+    device = next(base.parameters()).device
+    mask, positions = (tensor.to(device) for tensor in packed_mask(packed, dtype))
+    ids = torch.tensor([packed.ids], device=device)
     hidden = base.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
     scores: Tensor = base.score(hidden[0, packed.ends]).squeeze(-1).float().sigmoid()
     return scores
@@ -195,28 +192,39 @@ def read_contexts(
     contexts, lost = [], 0
     for candidates in found.values():
         ordered = sorted(candidates, key=lambda text: hashlib.sha256(text.id.encode()).digest())
-        context = _pack_what_fits(ordered, tokenizer, max_length)
+        context = _as_many_as_fit(ordered, partial(pack_context, tokenizer=tokenizer), max_length)
         lost += len(ordered) - (len(context.ends) if context else 0)
         if context and len(set(context.grades)) > 1:
             contexts.append(context)
     return contexts, lost
 
 
-def _pack_what_fits(
-    candidates: Sequence[JudgedText],
+def pack_tasks(
+    tasks: Sequence[JudgeTask],
     tokenizer: Any,  # noqa: ANN401 (transformers')
     max_length: int,
+) -> list[Packed]:
+    """Ungraded candidates of one context in their order, in as few sequences as hold them; none is left out.
+
+    A candidate that is too long by itself has a sequence of its own.
+    """
+    packed, left = [], list(tasks)
+    pack_some = partial(_pack_tasks, grades=[], tokenizer=tokenizer)
+    while left:
+        packed.append(_as_many_as_fit(left, pack_some, max_length) or pack_some(left[:1]))
+        left = left[len(packed[-1].ends) :]
+    return packed
+
+
+def _as_many_as_fit(
+    candidates: Sequence[T], pack_some: Callable[[Sequence[T]], Packed], max_length: int
 ) -> Packed | None:
     """As many of the first candidates as fit, mostly all; None where not even one does."""
-    whole = pack_context(candidates, tokenizer)
+    whole = pack_some(candidates)
     if len(whole.ids) <= max_length:
         return whole
-    fitting = bisect(
-        range(1, len(candidates)),
-        max_length,
-        key=lambda count: len(pack_context(candidates[:count], tokenizer).ids),
-    )
-    return pack_context(candidates[:fitting], tokenizer) if fitting else None
+    fitting = bisect(range(1, len(candidates)), max_length, key=lambda count: len(pack_some(candidates[:count]).ids))
+    return pack_some(candidates[:fitting]) if fitting else None
 
 
 def _chat(tokenizer: Any, messages: Sequence[BaseMessage]) -> str:  # noqa: ANN401
@@ -251,7 +259,7 @@ def train_reward(
     path = model_path(model, report)
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
+    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=model_type())
     below = "|".join(str(layer) for layer in range(judge.config.num_hidden_layers - recipe.layers))
     lora = LoraConfig(
         r=recipe.rank,
@@ -282,7 +290,7 @@ def train_reward(
             """Loss a candidate, so that large contexts don't outweigh small ones."""
             packed = inputs["packed"]
             scores = score_packed(model, packed)
-            loss = loss_of(scores, torch.tensor(packed.grades)) / len(packed.grades)
+            loss = loss_of(scores, torch.tensor(packed.grades, device=scores.device)) / len(packed.grades)
             return (loss, {"scores": scores}) if return_outputs else loss
 
     arguments = TrainingArguments(

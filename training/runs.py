@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -57,16 +58,23 @@ def trainer_arguments(out: Path, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def run_trainer(trainer: Any, out: Path, report: Callable[[str], None]) -> dict[str, object]:  # noqa: ANN401
+def run_trainer(
+    trainer: Any,  # noqa: ANN401
+    out: Path,
+    report: Callable[[str], None],
+    metric: str = "loss",
+) -> dict[str, object]:
     """Train from the last checkpoint in `out`, if there is one; what a card tells of a run.
 
     Args:
         trainer: a `transformers.Trainer` whose arguments are those of `trainer_arguments`.
         out: claimed for this run, see `claim`.
         report: called with a sentence.
+        metric: what the best checkpoint is chosen by, `metric_for_best_model` without its `eval_`.
 
     Raises:
         SettingError: there are several GPUs.
+        OutputError: a checkpoint could not be written.
     """
     import torch
     from transformers import TrainerCallback
@@ -86,16 +94,33 @@ def run_trainer(trainer: Any, out: Path, report: Callable[[str], None]) -> dict[
     trainer.add_callback(Clock())
     checkpoint = get_last_checkpoint(str(out))
     report(f"training {'from ' + checkpoint if checkpoint else 'from the beginning'}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    # The first evaluation is in the log of a run that goes on already.
+    trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Exception as error:
+        if not _is_failed_write(error):
+            raise
+        raise OutputError(
+            f"a checkpoint in {out} could not be written ({error}): the disk is full. The last whole checkpoint is "
+            "kept: free some space, and the same command goes on from there"
+        ) from error
+    key = f"eval_{metric}"
+    values = [entry[key] for entry in trainer.state.log_history if key in entry]
     gpu = torch.cuda.is_available()
     return {
         "steps": trainer.state.global_step,
-        "validation_loss": {"first": losses[0], "best": min(losses)} if losses else {},
+        f"validation_{metric}": {"first": values[0], "best": trainer.state.best_metric} if values else {},
         "hardware": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
         "minutes": round(trained_seconds(trainer.state.log_history) / 60, 1),
         "licence": "Apache-2.0",
     }
+
+
+def _is_failed_write(error: Exception) -> bool:
+    """Whether it says that a disk is full, in the words of Python, of safetensors, or of torch's writer."""
+    words = ("No space left on device", "os error 28", "inline_container", "file write failed")
+    return getattr(error, "errno", None) == errno.ENOSPC or any(said in str(error) for said in words)
 
 
 def _remove_unfinished_checkpoints(out: Path, report: Callable[[str], None]) -> None:

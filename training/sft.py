@@ -2,8 +2,9 @@
 
     recgpt train sft all --data runs/train/data --out runs/train/sft
 
-The loss is of the answer's tokens only. Nothing is padded: on a CPU a batch is one example, on a GPU examples are
-packed. A run that was killed goes on from its last checkpoint.
+The loss is of the answer's tokens only. Planner and arbiter read hybrid prompts too, see `training.hybrid`. Nothing is
+padded: on a CPU a batch is one example, on a GPU examples are packed. A run that was killed goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from typing import Any
 import polars as pl
 
 from tools.errors import DatasetError
+from tools.hybrid import Reading
+from tools.machine import model_type
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, base_digest, model_path, sha256
+from training.hybrid import Entities, WordsAndEntities, tokenized
 from training.runs import claim, run_trainer, trainer_arguments
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "one_shot", "reviewer")
+ENTITIES = "entities.parquet"
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,20 @@ RECIPES = {
     "cpu": Recipe(),
     "judge": Recipe(evaluate_every=40, validation_examples=120, max_length=2048, prompt_gradient=128),
     "gpu": Recipe(
-        rank=32, alpha=64, learning_rate=1e-3, batch=4, accumulate=1, epochs=3.0, packing=True, prompt_gradient=None
+        learning_rate=1e-3,
+        warmup_steps=20,
+        batch=4,
+        accumulate=1,
+        epochs=2.0,
+        evaluate_every=60,
+        validation_examples=120,
+        packing=True,
+        prompt_gradient=None,
     ),
 }
 """By machine, and one for the judge on a CPU: its prompts are short, and its answers hang on few of their words.
 
-A GPU has the speed for whole gradients, packed batches and several epochs over more examples.
+A GPU has the speed for whole gradients, packed batches and two epochs over more examples.
 """
 
 
@@ -117,8 +130,15 @@ def train(
     table, digest = read_examples(data, agent)
     path = model_path(model, report)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
-    columns = {split: _conversations(table.filter(pl.col("split") == split)) for split in ("train", "validation")}
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=model_type())
+    words = base.get_input_embeddings()
+    entities = Entities(data / ENTITIES, base.config.hidden_size)
+    base.set_input_embeddings(WordsAndEntities(words, entities.vectors))
+    reading = Reading(path, entities.tokens)
+    columns = {
+        split: tokenized(table.filter(pl.col("split") == split), reading, entities, words.num_embeddings)
+        for split in ("train", "validation")
+    }
     train_set = Dataset.from_list(columns["train"]).shuffle(seed=recipe.seed)
     held_out = Dataset.from_list(columns["validation"]).shuffle(seed=recipe.seed)
     held_out = held_out.select(range(min(recipe.validation_examples, len(held_out))))
@@ -211,16 +231,3 @@ def truncated_trainer(prompt_gradient: int) -> type[Any]:
             return (loss, {"logits": logits}) if return_outputs else loss
 
     return TruncatedTrainer
-
-
-def _conversations(table: pl.DataFrame) -> list[dict[str, object]]:
-    return [
-        {
-            "prompt": [
-                *([{"role": "system", "content": row["system"]}] if row["system"] else []),
-                {"role": "user", "content": row["user"]},
-            ],
-            "completion": [{"role": "assistant", "content": row["answer"]}],
-        }
-        for row in table.iter_rows(named=True)
-    ]

@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.context import Context
+from agents.judging import reward_messages
 from agents.schemas import Recommendation, Request
 from eval.hybrid import prompt_sizes, whole_prompts
 from eval.splits import evaluation_cases
@@ -44,7 +45,6 @@ from training.reward_model import (
     RewardRecipe,
     open_reward,
     pack_context,
-    reward_messages,
     score_contexts,
     train_reward,
 )
@@ -197,7 +197,9 @@ async def test_a_reward_model_is_served_with_the_scores_of_its_training(
         endpoint = Endpoint(base_url, str(adapter), SecretStr("EMPTY"), 120.0)
         for context in (texts[:3], texts[-3:]):
             (expected,) = score_contexts(model, [pack_context(context, tokenizer)], print)
-            assert await score(endpoint, reward_messages(context)) == pytest.approx(expected, abs=1e-3)
+            assert await score(endpoint, reward_messages([text.task for text in context])) == pytest.approx(
+                expected, abs=1e-3
+            )
             assert max(expected) - min(expected) > 0.01  # else the order of the candidates would not matter
 
 

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from tests.conftest import AS_OF
 from tools.errors import DatasetError, ModelFilesError, OutputError
 from tools.models import adapter_digest, merge_adapter
-from training.data import SCHEMA
+from training.data import NOTHING_TO_REWARD, SCHEMA
 from training.sft import RECIPES, read_examples, train, truncated_trainer
 
 RECIPE = replace(
@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> Path:
     directory.mkdir()
     rows = [
         ("expert", "behaviour", f"u{n}", AS_OF, "validation" if n % 10 == 0 else "train",
-         "You write tags.", f"Need {n}", '{"tags":["white milk","bread"]}', 2, 1)
+         "You write tags.", f"Need {n}", '{"tags":["white milk","bread"]}', 2, 1, *NOTHING_TO_REWARD)
         for n in range(50)
     ]  # fmt: skip
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(directory / "examples.parquet")

@@ -1,6 +1,6 @@
 """Shelves on the real data set: nothing from the future, nothing twice, what is due and what is new."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
@@ -8,7 +8,9 @@ import pytest
 from tests.conftest import AS_OF
 from tools.dataset import Dataset
 from tools.history import read_history
-from tools.shelf import fill_shelves, tag_text
+from tools.purchases import own_leaves
+from tools.shelf import ShelfLine, tag_text
+from tools.shelf import fill_shelves as fill
 
 
 @pytest.fixture(scope="module")
@@ -16,20 +18,35 @@ def household(journey: Dataset) -> str:
     return journey.sample_users(1, 7, AS_OF)[0]
 
 
+def fill_shelves(
+    dataset: Dataset, user_id: str, as_of: datetime, evidence: list[list[str]], size: int
+) -> list[list[ShelfLine]]:
+    """Shelves where the chance of a leaf is the weight of its purchases."""
+    chances = dict(own_leaves(dataset, user_id, as_of).select("leaf", "weight").iter_rows())
+    return fill(dataset, user_id, as_of, evidence, size, chances)
+
+
 def _evidence(journey: Dataset, user_id: str) -> list[list[str]]:
     leaves = [line.leaf for line in read_history(journey, user_id, AS_OF) if line.leaf]
     return [leaves[0:4], leaves[4:8], leaves[8:12]]
 
 
-def test_shelves_are_new_leaves_divided_and_old_ones_that_are_due(journey: Dataset, household: str) -> None:
+def test_shelves_are_old_leaves_the_likeliest_first_and_new_ones_divided(journey: Dataset, household: str) -> None:
     shelves = fill_shelves(journey, household, AS_OF, _evidence(journey, household), 20)
     assert [len(shelf) for shelf in shelves] == [20, 20, 20]
     leaves = [line.leaf for shelf in shelves for line in shelf]
     assert len(set(leaves)) == len(leaves)
-    bought = {line.leaf for line in read_history(journey, household, AS_OF)}
+    own = own_leaves(journey, household, AS_OF)
+    due = set(own.filter("due")["leaf"])
     for line in (line for shelf in shelves for line in shelf):
-        assert (line.leaf in bought) == (line.why == "due again")
-    assert all(sum(line.why == "due again" for line in shelf) <= 5 for shelf in shelves)
+        assert line.known == (line.leaf in set(own["leaf"]))
+        assert (line.why == "due again") == (line.leaf in due)
+    order = own["leaf"].to_list()  # the weightiest first
+    for shelf in shelves:
+        known = [order.index(line.leaf) for line in shelf if line.known]
+        assert len(known) == 8
+        assert known == sorted(known)
+        assert [line.known for line in shelf] == [True] * 8 + [False] * 12
 
 
 def test_what_happens_after_the_moment_changes_nothing(journey: Dataset, household: str) -> None:
@@ -53,7 +70,7 @@ def test_a_persona_gets_what_goes_with_its_evidence(journey: Dataset, household:
 
 def test_evidence_that_nobody_bought_has_nothing_beside_it(journey: Dataset, household: str) -> None:
     for shelf in fill_shelves(journey, household, AS_OF, [[], ["No such leaf"]], 10):
-        assert {line.why for line in shelf} <= {"due again"}
+        assert not [line for line in shelf if not line.known]
 
 
 @pytest.mark.parametrize(("leaf", "tag"), [("Shredded Cheese", "shredded cheese"), ("A" * 60, "a" * 48)])

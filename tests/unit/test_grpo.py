@@ -1,0 +1,591 @@
+"""GRPO on a tiny model: rewards by hand, a run that goes on as if nothing had happened, and what is refused."""
+
+import errno
+import hashlib
+import json
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from agents.schemas import Fact, JudgeTask
+from recgpt.cli import app
+from tests.conftest import AS_OF
+from tests.unit.test_reward_training import RECIPE as REWARD_RECIPE
+from tests.unit.test_reward_training import texts as judged_texts
+from tools.errors import DatasetError, ModelFilesError, OutputError, ServerError, SettingError, TrainingError
+from tools.models import base_digest, sha256
+from training import grpo
+from training.curves import PANELS, curve, draw_curves, read_history
+from training.grpo import (
+    Agent,
+    ExpertRewards,
+    ExplainerRewards,
+    GrpoRecipe,
+    Row,
+    merged,
+    open_scorer,
+    policy_trainer,
+    read_rows,
+    score_shelves,
+    server_rollout,
+    train_policy,
+)
+from training.reward_model import train_reward
+from training.rewards import Parts, Thresholds
+
+RECIPE = GrpoRecipe(
+    group=4,
+    prompts=2,
+    steps=4,
+    micro=4,
+    learning_rate=5e-3,
+    warmup_steps=1,
+    listed=1,
+    tag_tokens=6,
+    text_tokens=6,
+    evaluate_every=2,
+    validation_prompts=4,
+    validation_answers=2,
+)
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHELF = ["white milk", "bread", "dish soap"]
+VECTORS = {tag: np.eye(3, dtype=np.float32)[place] for place, tag in enumerate(SHELF)}
+
+
+def say(message: str) -> None:
+    """Progress that nobody reads."""
+
+
+def task(kind: str, subject: str) -> JudgeTask:
+    return JudgeTask(
+        user_id="u", kind=kind, subject_id="x", subject=subject, facts=[Fact(name="profile", text="two people")]
+    )  # type: ignore[arg-type]
+
+
+def expert(name: str = "expert of household u1 at 2017-11-17 09:00") -> Row:
+    tasks = [task("tags", tag) for tag in SHELF]
+    return Row(name, [], '{"tags":["white milk","bread"]}', tasks, ["bread", "dish soap"], ["dish soap"])
+
+
+def answer(*tags: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": json.dumps({"tags": tags})}]
+
+
+def text(words: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": json.dumps({"text": words})}]
+
+
+def write_data(directory: Path, **columns: list[object]) -> Path:
+    """Training data of forty experts and forty explainers, with `columns` in the place of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(80):
+        agent = ("expert", "explainer")[number % 2]
+        own = [task("tags", tag) for tag in SHELF] if agent == "expert" else [task("explanations", "")]
+        written = '{"tags":["white milk","bread"]}' if agent == "expert" else '{"text":"Fresh bread for the week."}'
+        rows.append(
+            {
+                "agent": agent, "kind": "behaviour", "user_id": f"u{number}", "as_of": AS_OF,
+                "split": "validation" if number < 20 else "train", "system": "You write.", "user": f"Need {number}",
+                "answer": written, "targets": 2, "new_targets": 1, "hybrid": number in (30, 31),
+                "bought": ["bread"] if agent == "expert" else [], "new": [],
+                "judged": "" if number in (32, 33) else json.dumps([one.model_dump() for one in own]),
+            }
+        )  # fmt: skip
+    table = pl.DataFrame(rows, schema_overrides={"bought": pl.List(pl.String), "new": pl.List(pl.String)})
+    table = table.with_columns(**{name: pl.Series(values) for name, values in columns.items()})
+    table.write_parquet(directory / "examples.parquet")
+    pl.DataFrame({"text": SHELF, "vector": [VECTORS[tag].tolist() for tag in SHELF]}).write_parquet(
+        directory / "tags.parquet"
+    )
+    digest = hashlib.sha256((directory / "examples.parquet").read_bytes()).hexdigest()
+    (directory / "card.json").write_text(json.dumps({"sha256": digest}))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def own_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is merged here is not kept."""
+    monkeypatch.setattr("tools.models.MODELS_DIRECTORY", tmp_path / "models")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of the default model's kind with a vocabulary of bytes: with that of 49,152 a step takes seconds."""
+    directory = tmp_path_factory.mktemp("small")
+    bytes_alone = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(LETTERS)}, merges=[]))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_alone,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(tokenizer), **size, num_key_value_heads=2, **special)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def adapter(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter on the tiny model, as `recgpt train sft` leaves it."""
+    directory = tmp_path_factory.mktemp("sft") / "adapter"
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(small_model, dtype=torch.bfloat16), lora).save_pretrained(directory)
+    write_card(directory, small_model)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def scorer_adapter(small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model on the tiny model, hardly trained."""
+    out = tmp_path_factory.mktemp("reward")
+    train_reward(judged_texts(), ["x"], small_model, out, replace(REWARD_RECIPE, epochs=0.5), say, "command")
+    return out / "adapter"
+
+
+def write_card(directory: Path, base: str, **other: object) -> None:
+    digest = sha256(directory / "adapter_model.safetensors")
+    card = {"sha256": digest, "base": base, "base_sha256": base_digest(base)}
+    (directory / "card.json").write_text(json.dumps(card | other))
+
+
+@pytest.fixture
+def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model writes no JSON: what it writes is valid as it is, and has its rewards from its letters."""
+
+    def parts(self: ExpertRewards, number: int, text: str) -> Parts:
+        return Parts(accuracy=sum(map(ord, text)) % 11 / 10, alignment=1, diversity=1, length=1)
+
+    monkeypatch.setattr(ExpertRewards, "parts", parts)
+    monkeypatch.setattr(grpo, "_explanation", lambda answer: answer or None)
+    monkeypatch.setattr(grpo, "open_scorer", lambda *_: lambda tasks: [len(one.subject) % 17 / 17 for one in tasks])
+
+
+def run(agent: Agent, data: Path, adapter: Path, reward: Path, out: Path, **other: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"shaping": "crs", "recipe": RECIPE, "base_url": None, "api_key": "EMPTY"} | other
+    return train_policy(
+        agent, data, str(adapter), str(reward), out=out, report=say, command="recgpt train grpo", **options
+    )
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_those_that_can_be_rewarded(data: Path) -> None:
+    rows, digest = read_rows(data, "expert")
+    assert (len(rows["train"]), len(rows["validation"])) == (28, 10)  # one is hybrid, one has no shelf
+    assert digest == json.loads((data / "card.json").read_text())["sha256"]
+    assert rows["train"][0].prompt[0] == {"role": "system", "content": "You write."}
+    assert rows["train"][0].tags == 2 and [one.subject for one in rows["train"][0].tasks] == SHELF
+    assert len(read_rows(data, "explainer")[0]["train"]) == 28
+
+
+def test_data_that_can_not_be_rewarded_is_refused(data: Path, tmp_path: Path) -> None:
+    pl.read_parquet(data / "examples.parquet").head(5).write_parquet(data / "examples.parquet")
+    with pytest.raises(DatasetError, match="its card says"):
+        read_rows(data, "expert")
+    with pytest.raises(DatasetError, match="no train and no validation example"):
+        read_rows(write_data(tmp_path / "text", judged=[""] * 80), "expert")
+    with pytest.raises(DatasetError, match="expert of household u0 at 2017-11-17 09:00 has no valid tasks"):
+        read_rows(write_data(tmp_path / "broken", judged=["[{}]"] * 80), "expert")
+    old = write_data(tmp_path / "old")
+    pl.read_parquet(old / "examples.parquet").drop("judged", "new").write_parquet(old / "examples.parquet")
+    (old / "card.json").write_text(json.dumps({"sha256": sha256(old / "examples.parquet")}))
+    with pytest.raises(DatasetError, match="lacks judged, new: it tells nothing"):
+        read_rows(old, "expert")
+    (old / "tags.parquet").unlink()
+    with pytest.raises(DatasetError, match="holds no vectors of tags"):
+        grpo.read_vectors(old)
+
+
+# ---- rewards --------------------------------------------------------------------------------------------------
+
+
+def rewarded(rewards: Any, completions: Sequence[Any], step: int = 0) -> tuple[list[float], dict[str, float]]:
+    logged: dict[str, float] = {}
+    state = SimpleNamespace(global_step=step, max_steps=10)
+    found = rewards.reward(
+        completions=completions, row=[0] * len(completions), trainer_state=state, log_metric=logged.__setitem__
+    )
+    return found, logged
+
+
+def expert_rewards(recipe: GrpoRecipe = RECIPE, shaping: Any = "crs") -> ExpertRewards:
+    scores = {"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}
+    return ExpertRewards([expert()], [scores], VECTORS, recipe, shaping)
+
+
+def test_the_parts_of_an_answer() -> None:
+    rewards = expert_rewards()
+    found = rewards.parts(0, '{"tags":["bread","dish soap"]}')
+    assert found == Parts(accuracy=pytest.approx(0.75), alignment=pytest.approx(0.7), diversity=1.0, length=0.75)
+    for invalid in ('{"tags":["bread"]}', '{"tags":["bread","tea"]}', '{"tags":["bread","dish', ""):
+        assert rewards.parts(0, invalid) is None
+
+
+def test_a_tag_without_vector_or_score_is_on_no_shelf() -> None:
+    scores = {"white milk": 0.2, "bread": 0.6, "rye": 0.8}
+    rewards = ExpertRewards([expert()], [scores], VECTORS, RECIPE, "crs")
+    assert rewards.parts(0, '{"tags":["bread","rye"]}') is None
+    assert rewards.parts(0, '{"tags":["bread","dish soap"]}') is None
+    assert rewards.parts(0, '{"tags":["bread","white milk"]}') is not None
+
+
+def test_gates_close_as_training_goes_on() -> None:
+    recipe = replace(RECIPE, start=Thresholds(0.3, 0.5, 0.7), end=Thresholds(0.9, 0.5, 0.7))
+    completions = [answer("bread", "dish soap"), answer("bread", "dish soap", "white milk"), answer("bread", "bread")]
+    found, logged = rewarded(expert_rewards(recipe), completions)
+    assert found == [pytest.approx(0.75), 0.0, 0.0]
+    assert logged["valid"] == pytest.approx(2 / 3)
+    assert logged["accuracy"] == pytest.approx((0.75 + 0.25) / 3)
+    assert logged["gate_alignment"] == pytest.approx(2 / 3) and logged["gate_diversity"] == pytest.approx(1 / 3)
+    assert rewarded(expert_rewards(recipe), completions, step=8)[0] == [0.0, 0.0, 0.0]
+    evaluated = expert_rewards(recipe)
+    evaluated.evaluating = True
+    assert rewarded(evaluated, completions)[0] == [0.0, 0.0, 0.0]
+    found, _ = rewarded(expert_rewards(replace(recipe, weights=Parts(1, 1, 0, 0)), "sum"), completions)
+    assert found == [pytest.approx(1.45), 0.0, pytest.approx(0.25 + 0.6)]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_an_error_that_names_the_row(value: Any, tmp_path: Path) -> None:
+    row = expert()
+    with pytest.raises(TrainingError, match=r"household u1 at 2017-11-17 09:00: a reward is (None|nan|inf)"):
+        score_shelves([row], lambda tasks: [0.5, value, 0.5], tmp_path / "scores.json", say)
+    assert list(tmp_path.iterdir()) == []
+    rewards = ExplainerRewards([row], lambda tasks: [value], RECIPE, ["Milk for the week."])
+    with pytest.raises(TrainingError, match="a reward is"):
+        rewarded(rewards, [text("Fresh bread for the whole week.")])
+
+
+def test_shelves_are_scored_once(tmp_path: Path) -> None:
+    kept, said = tmp_path / "scores.json", []
+    scores = score_shelves([expert()], lambda tasks: [0.1, 0.2, 0.3], kept, said.append)
+    assert scores == [dict(zip(SHELF, (0.1, 0.2, 0.3), strict=True))] and said == ["reward model: 1 of 1 shelves"]
+    assert score_shelves([expert()], lambda tasks: [], kept, say) == scores
+
+
+def test_explanations_are_compared_with_what_was_written_before_them() -> None:
+    row = replace(expert(), tasks=[task("explanations", "")])
+    asked: list[list[str]] = []
+
+    def scorer(tasks: Sequence[JudgeTask]) -> list[float]:
+        asked.append([one.subject for one in tasks])
+        return [0.5] * len(tasks)
+
+    common = "Fresh bread for the week."
+    rewards = ExplainerRewards([row], scorer, replace(RECIPE, text_diversity=0.5), [common] * 20)
+    assert rewards.recent is not None
+    other = "Strong coffee wakes early risers."
+    found, logged = rewarded(rewards, [text(common), text(other), text("short"), text(other)])
+    assert found == [0.0, 0.5, 0.0, 0.5]  # the second of the same step is no repetition yet
+    assert asked == [[common, other]]
+    assert logged["valid"] == 0.75 and logged["alignment"] == pytest.approx(1.5 / 4)
+    assert logged["gate_diversity"] == 0.5
+    assert rewards.recent.texts[-3:] == [common, other, other]
+    rewards.evaluating = True
+    for _ in range(2):
+        assert rewarded(rewards, [text(other)])[0] == [0.5]
+    assert len(rewards.recent) == 23
+    assert rewarded(ExplainerRewards([row], scorer, RECIPE, []), [text(common)])[0] == [0.5]  # nothing to be like
+
+
+def test_the_reward_model_scores_all_candidates_of_a_context(scorer_adapter: Path) -> None:
+    score = open_scorer(str(scorer_adapter), torch.device("cpu"), say)
+    tasks = [task("tags", f"tag number {number}") for number in range(200)]  # more than one sequence holds
+    scores = score(tasks)
+    assert len(scores) == 200 and all(value is not None and 0 < value < 1 for value in scores)
+    assert score(tasks[-1:])[0] == pytest.approx(scores[-1], abs=1e-4)
+
+
+# ---- the trainer ----------------------------------------------------------------------------------------------
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(directory / "adapter_model.safetensors")
+    return found
+
+
+@pytest.mark.usefixtures("by_letters")
+@pytest.mark.parametrize("agent", ["expert", "explainer"])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights_and_curve(
+    agent: Agent, data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    card = run(agent, data, adapter, scorer_adapter, whole)
+    shutil.copytree(whole / "checkpoint-2", killed / "checkpoint-2")
+    shutil.copy(whole / "run.json", killed)
+    assert not (killed / "checkpoint-2" / "ref").exists()
+    with pytest.raises(OutputError, match="recipe"):
+        run(agent, data, adapter, scorer_adapter, killed, recipe=replace(RECIPE, beta=0.5))
+    again = run(agent, data, adapter, scorer_adapter, killed)
+    assert again["steps"] == card["steps"] == 4
+    assert again["validation_reward"] == card["validation_reward"]
+    histories = [read_history(out) for out in (whole, killed)]
+    for key in (*PANELS, "eval_reward", "eval_kl"):
+        assert curve(histories[0], key) == curve(histories[1], key)
+    assert curve(histories[0], "eval_reward")[0] == [0, 2, 4]
+    last = [weights(out / "checkpoint-4") for out in (whole, killed)]
+    started = weights(adapter)
+    assert last[0].keys() == started.keys()
+    assert all(torch.equal(last[0][key], last[1][key]) for key in last[0])
+    assert not all(torch.allclose(last[0][key], started[key].float(), atol=1e-4) for key in last[0])
+    assert curve(histories[0], "kl")[1][-1] > 0
+
+
+@pytest.mark.usefixtures("by_letters")
+def test_the_card_says_what_it_was_made_of(data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = replace(RECIPE, steps=2)
+    run("expert", data, adapter, scorer_adapter, out, recipe=recipe, shaping="sum")
+    card = json.loads((out / "adapter" / "card.json").read_text())
+    assert card["sha256"] == sha256(out / "adapter" / "adapter_model.safetensors")
+    assert card["adapter_sha256"] == sha256(adapter / "adapter_model.safetensors")
+    assert card["reward_sha256"] == sha256(scorer_adapter / "adapter_model.safetensors")
+    assert card["base_sha256"] == json.loads((adapter / "card.json").read_text())["base_sha256"]
+    assert (card["agent"], card["shaping"], card["examples"], card["steps"]) == ("expert", "sum", 4, 2)
+    assert card["recipe"]["end"]["alignment"] == 0.5 and card["validation_reward"].keys() == {"first", "best"}
+    assert sorted(path.name for path in out.glob("adapter/*/")) == []
+    base = LlamaForCausalLM.from_pretrained(card["base"], dtype=torch.float32)
+    PeftModel.from_pretrained(base, str(out / "adapter"))
+    history = read_history(out)
+    assert json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"] == history[:-1]
+    draw_curves([out, out], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (out / "history.json").unlink()
+    assert curve(read_history(out), "reward") == curve(history, "reward")
+    with pytest.raises(OutputError, match="holds no run of `recgpt train grpo`"):
+        read_history(tmp_path)
+
+
+def test_merged_weights_answer_alike_and_are_taken_out_to_the_bit(small_model: str, adapter: Path) -> None:
+    base = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.bfloat16)
+    policy = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    ids = torch.randint(5, 200, (1, 12))
+    with torch.no_grad():
+        beside, untuned = policy(ids).logits, base.get_input_embeddings()(ids)
+        with merged(policy):
+            together = policy(ids).logits
+        again = policy(ids).logits
+    assert untuned.shape[1] == 12
+    assert torch.equal(beside, again)
+    assert (together - beside).abs().max() < 0.05 * beside.abs().max()
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_dead_groups_are_left_out_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    advantages = torch.tensor([0.5, -0.5, 0.0, 0.0, 1e-8, -1e-8, -0.1, 0.1])
+    made = {"advantages": advantages, "completion_mask": torch.ones(8, 3, dtype=torch.long)}
+    monkeypatch.setattr("trl.GRPOTrainer._generate_and_score_completions", lambda self, inputs: dict(made))
+    kind = policy_trainer()
+    trainer = kind.__new__(kind)
+    trainer.model, trainer.num_generations = SimpleNamespace(training=True), 2
+    trainer._metrics = {"train": defaultdict(list)}
+    found = trainer._generate_and_score_completions([])["tool_mask"]
+    assert found[:, 0].tolist() == [2, 2, 0, 0, 0, 0, 2, 2] and found.shape == (8, 3)
+    assert trainer._metrics["train"]["dead_groups"] == [0.5]
+    made["advantages"] = torch.zeros(8)
+    assert trainer._generate_and_score_completions([])["tool_mask"].sum() == 0
+    trainer.model.training = False
+    assert "tool_mask" not in trainer._generate_and_score_completions([])
+
+
+@pytest.mark.usefixtures("by_letters")
+def test_where_all_groups_are_dead_nothing_is_learnt(
+    data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExpertRewards, "parts", lambda self, number, text: None)
+    run("expert", data, adapter, scorer_adapter, tmp_path / "out", recipe=replace(RECIPE, steps=2))
+    history = read_history(tmp_path / "out")
+    assert curve(history, "dead_groups")[1] == [1.0, 1.0] and curve(history, "valid")[1] == [0.0, 0.0]
+    assert curve(history, "grad_norm")[1] == [0.0, 0.0]
+    last, started = weights(tmp_path / "out" / "checkpoint-2"), weights(adapter)
+    assert all(torch.equal(last[key], started[key].float()) for key in started)
+
+
+@pytest.mark.usefixtures("by_letters")
+def test_a_full_disk_is_explained_and_the_run_goes_on(
+    data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    out, real = tmp_path / "out", Trainer._save_optimizer_and_scheduler
+
+    def full(self: Any, output_dir: str) -> None:
+        if output_dir.endswith("-4"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(OutputError, match=r"out could not be written .*: the disk is full\. The last whole"):
+            run("expert", data, adapter, scorer_adapter, out)
+    assert (out / "checkpoint-2" / "trainer_state.json").is_file() and (out / "checkpoint-4").is_dir()
+    said: list[str] = []
+    card = train_policy(
+        "expert", data, str(adapter), str(scorer_adapter), "crs", out, RECIPE, None, "", said.append, "command"
+    )
+    assert card["steps"] == 4
+    assert any("checkpoint-4 is not whole" in line for line in said)
+    assert any("training from" in line and "checkpoint-2" in line for line in said)
+
+
+def test_what_was_made_for_another_base_is_refused(
+    data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, small_model: str
+) -> None:
+    other = Path(shutil.copytree(scorer_adapter, tmp_path / "reward"))
+    write_card(other, small_model, base_sha256="0" * 64)
+    with pytest.raises(ModelFilesError, match="was trained on a model with SHA-256 000"):
+        run("expert", data, adapter, other, tmp_path / "out")
+    with pytest.raises(ModelFilesError, match="was trained on a model with SHA-256 000"):
+        open_scorer(str(other), torch.device("cpu"), say)
+    damaged = Path(shutil.copytree(adapter, tmp_path / "sft"))
+    (damaged / "adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ModelFilesError, match="its card says"):
+        run("expert", data, damaged, scorer_adapter, tmp_path / "out")
+    with pytest.raises(SettingError, match="is SEQ_CLS, expected an adapter CAUSAL_LM"):
+        run("expert", data, scorer_adapter, scorer_adapter, tmp_path / "out")
+    with pytest.raises(SettingError, match="is no adapter, expected an adapter SEQ_CLS"):
+        run("expert", data, adapter, Path(small_model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
+    for option, value in (("--agent", "planner"), ("--shaping", "max"), ("--recipe", "tpu")):
+        result = CliRunner().invoke(app, ["train", "grpo", option, value, "--out", str(tmp_path / "out")])
+        assert result.exit_code == 1 and f"'{value}'" in result.stderr
+
+
+# ---- a server that answers ------------------------------------------------------------------------------------
+
+
+class Server:
+    """vLLM's two paths on loopback: it takes adapters, and answers every prompt with two tokens and the end."""
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, Any]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.broken = ""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None: ...
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                reply, status = outer.reply(self.path, body)
+                content = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.base_url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def reply(self, path: str, body: dict[str, Any]) -> tuple[Any, int]:
+        if path == "/v1/load_lora_adapter":
+            files = sorted(file.name for file in Path(body["lora_path"]).iterdir())
+            self.loaded.append(body | {"files": files, "weights": weights(Path(body["lora_path"]))})
+            return "Success", 200
+        assert path == "/v1/completions"
+        self.asked.append(body)
+        if self.broken == "refused":
+            return {"error": "no such model"}, 404
+        choices = []
+        for index, _ in enumerate(body["prompt"]):
+            made = [65 + (index + len(self.asked)) % 7, 100, len(LETTERS) + 1]
+            told = {"token_logprobs": [-0.5] * 3}
+            choice = {"index": index, "text": "x", "token_ids": made, "logprobs": told}
+            choices.append(choice if self.broken != "bare" else {"index": index, "text": "x"})
+        return {"choices": choices[::-1] if self.broken != "few" else choices[1:]}, 200
+
+
+@pytest.fixture
+def vllm() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.mark.usefixtures("by_letters")
+def test_a_server_answers_by_the_policy_as_it_is(
+    data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, vllm: Server, small_model: str
+) -> None:
+    out = tmp_path / "out"
+    card = run("expert", data, adapter, scorer_adapter, out, recipe=replace(RECIPE, steps=2), base_url=vllm.base_url)
+    assert card["rollouts"] == "vLLM server"
+    assert {(one["lora_name"], one["load_inplace"]) for one in vllm.loaded} == {("recgpt-rollout", True)}
+    assert vllm.loaded[0]["lora_path"] == str((out / "rollout").resolve()) and "ref" not in vllm.loaded[0]["files"]
+    assert len(vllm.loaded) == 3  # once a step, and for the last evaluation
+    started = weights(adapter)
+    assert all(torch.equal(vllm.loaded[0]["weights"][key], started[key].float()) for key in started)
+    first, step = vllm.asked[0], vllm.asked[1]
+    assert (len(first["prompt"]), len(step["prompt"])) == (8, 8)
+    assert (first["temperature"], first["max_tokens"], first["logprobs"], first["return_token_ids"]) == (
+        1.0,
+        6,
+        0,
+        True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    assert tokenizer.decode(step["prompt"][0]).endswith("<|im_start|>assistant\n")
+    assert step["prompt"][0] == step["prompt"][3] != step["prompt"][4]
+    assert curve(read_history(out), "completions/mean_length")[1] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [("refused", "refused the prompts"), ("bare", "without token ids"), ("few", "gave 1 answers to 2 prompts")],
+)
+def test_a_server_that_answers_wrongly_is_explained(
+    vllm: Server, broken: str, said: str, tmp_path: Path, small_model: str, adapter: Path
+) -> None:
+    vllm.broken = broken
+    rollout = server_rollout(vllm.base_url, "EMPTY", tmp_path / "rollout")
+    policy = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(small_model), str(adapter))
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=0),
+        model=policy,
+        processing_class=AutoTokenizer.from_pretrained(small_model),
+        temperature=1.0,
+        max_completion_length=4,
+    )
+    with pytest.raises(ServerError, match=said):
+        rollout([[{"role": "user", "content": "Need"}]] * 2, trainer)

@@ -1,0 +1,783 @@
+"""Reinforcement of an agent by GRPO: TRL's GRPOTrainer on the tuned agents' adapter (sections 5 and 6).
+
+    recgpt train grpo --agent expert --data runs/train/data --out runs/train/grpo
+
+The advantage of an answer is its reward less the mean of its group, `A_i = R_i - mean(R)`; the KL penalty is to the
+adapter as it was. A run that was killed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import httpx
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from agents.schemas import ExplanationText, JudgeTask, TagList, tags_schema
+from tools.errors import DatasetError, ModelFilesError, ServerError, SettingError, TrainingError
+from tools.machine import model_type
+from tools.models import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_digest,
+    adapter_of,
+    base_digest,
+    base_of,
+    model_path,
+    sha256,
+)
+from tools.serving import load_adapter
+from training.reward_model import RewardRecipe, open_reward, pack_tasks, score_packed
+from training.rewards import (
+    BUFFER,
+    Parts,
+    RecentExplanations,
+    Thresholds,
+    accuracy_reward,
+    alignment_reward,
+    annealed,
+    constrained_reward,
+    diversity_reward,
+    explanation_reward,
+    gates,
+    length_reward,
+    summed_reward,
+)
+from training.runs import claim, run_trainer, trainer_arguments
+from training.sft import read_examples
+
+Agent = Literal["expert", "explainer"]
+Shaping = Literal["crs", "sum"]
+
+HISTORY = "history.json"
+"""What a run logged so far, see `training.curves`."""
+TAG_VECTORS = "tags.parquet"
+"""Beside the examples: the embedding of each leaf as a tag."""
+ROLLOUT = "recgpt-rollout"
+"""Name of the policy at a model server."""
+BUFFER_FILE = "recent.json"
+"""In a checkpoint: the buffer of recent explanations."""
+ALIGNMENT = "alignment.json"
+"""In a run: what the reward model gave to the tags."""
+NOTHING = Parts(0.0, 0.0, 0.0, 0.0)
+"""Of an answer that is not valid."""
+
+
+START = Thresholds(alignment=0.3, diversity=0.5, length=0.7)
+END = Thresholds(alignment=0.5, diversity=0.6, length=0.8)
+EQUAL = Parts(0.25, 0.25, 0.25, 0.25)
+
+
+@dataclass(frozen=True)
+class GrpoRecipe:
+    """Hyper-parameters; the report gives none, these are written on the adapter's card."""
+
+    seed: int = 7
+    group: int = 8
+    """G, answers to one prompt."""
+    prompts: int = 4
+    """Of one step."""
+    steps: int = 100
+    micro: int = 4
+    """Answers that the gradient is computed of at a time; a bound of memory alone."""
+    learning_rate: float = 2e-4
+    warmup_steps: int = 5
+    beta: float = 0.01
+    """Weight of the KL penalty."""
+    temperature: float = 1.0
+    listed: int = 10
+    """Tags of one expert that the evaluation counts: a third of HR@30, of three experts."""
+    tag_tokens: int = 220
+    """Bound of an expert's answer."""
+    text_tokens: int = 96
+    """Bound of an explanation."""
+    start: Thresholds = START
+    """Of the gates at the first step."""
+    end: Thresholds = END
+    """At the last step and in every evaluation."""
+    weights: Parts = EQUAL
+    """Of the parts in SUM."""
+    text_diversity: float = 2.6
+    """Threshold of an explanation's diversity reward: three tenths of the training texts have less."""
+    evaluate_every: int = 10
+    validation_prompts: int = 32
+    validation_answers: int = 2
+    """To each of these prompts, by the same dice at each evaluation."""
+
+
+RECIPES = {
+    "cpu": GrpoRecipe(),
+    "gpu": GrpoRecipe(
+        group=16,
+        prompts=8,
+        steps=12,
+        micro=16,
+        learning_rate=3e-4,
+        text_tokens=64,
+        evaluate_every=4,
+        validation_prompts=16,
+    ),
+}
+"""By machine; that of a GPU is for minutes of one that is shared."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and what its answers are rewarded by."""
+
+    name: str
+    """Agent, household and moment, for a person to find it by."""
+    prompt: list[dict[str, str]]
+    answer: str
+    """Of the training data."""
+    tasks: list[JudgeTask]
+    """Of an expert one a tag of its shelf; of an explainer one, without its text."""
+    bought: list[str]
+    new: list[str]
+
+    @property
+    def tags(self) -> int:
+        """How many tags the prompt asks for."""
+        return len(json.loads(self.answer)["tags"])
+
+
+def read_rows(data: Path, agent: Agent) -> tuple[dict[str, list[Row]], str]:
+    """Rows of an agent by split (`train`, `validation`) that an answer can be rewarded for, and the data's hash.
+
+    Raises:
+        DatasetError: there are none, or the file is not the one of its card.
+    """
+    table, digest = read_examples(data, agent)
+    if missing := {"hybrid", "bought", "new", "judged"} - set(table.columns):
+        raise DatasetError(
+            f"{data}/examples.parquet lacks {', '.join(sorted(missing))}: it tells nothing that answers could be "
+            "rewarded by; make it again with `recgpt train data`"
+        )
+    table = table.filter(~pl.col("hybrid"), pl.col("judged") != "")
+    if agent == "expert":
+        table = table.filter(pl.col("bought").list.len() > 0)
+    rows: dict[str, list[Row]] = {"train": [], "validation": []}
+    for row in table.iter_rows(named=True):
+        rows[row["split"]].append(_row(row))
+    if empty := [split for split, own in rows.items() if not own]:
+        raise DatasetError(
+            f"{data} has no {' and no '.join(empty)} example of the agent {agent} that an answer can be rewarded "
+            "for; make more with `recgpt train data`"
+        )
+    return rows, digest
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    name = f"{row['agent']} of household {row['user_id']} at {row['as_of']:%Y-%m-%d %H:%M}"
+    try:
+        tasks = TypeAdapter(list[JudgeTask]).validate_json(row["judged"])
+    except ValidationError as error:
+        raise DatasetError(f"the row {name} has no valid tasks of the judge: {error}") from error
+    system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    prompt = [*system, {"role": "user", "content": row["user"]}]
+    return Row(name, prompt, row["answer"], tasks, list(row["bought"] or ()), list(row["new"] or ()))
+
+
+def read_vectors(data: Path) -> dict[str, NDArray[np.float32]]:
+    """Embeddings of the catalogue's leaves as tags (d,), unit vectors.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    try:
+        table = pl.read_parquet(data / TAG_VECTORS)
+        return {text: np.asarray(vector, dtype=np.float32) for text, vector in table.select("text", "vector").rows()}
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetError(
+            f"{data / TAG_VECTORS} holds no vectors of tags ({error}); make them with `recgpt train data`"
+        ) from error
+
+
+Scorer = Callable[[Sequence[JudgeTask]], Sequence[float | None]]
+"""The reward model: f_RM of the candidates of one context, each between 0 and 1."""
+
+
+def open_scorer(reward: str, device: torch.device, report: Callable[[str], None]) -> Scorer:
+    """The reward model on a device.
+
+    Raises:
+        ModelFilesError: its weights are not those of its card, or it was trained on another base model.
+    """
+    model, tokenizer = open_reward(Path(reward), report)
+    model.to(device)
+
+    def score(tasks: Sequence[JudgeTask]) -> list[float]:
+        with torch.inference_mode():
+            packed = pack_tasks(tasks, tokenizer, RewardRecipe.max_length)
+            return [value for one in packed for value in score_packed(model, one).tolist()]
+
+    return score
+
+
+def score_shelves(
+    rows: Sequence[Row], scorer: Scorer, kept: Path, report: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """For each row the scores of the tags on its shelf, the only ones that an answer may have: made once.
+
+    Args:
+        rows: of experts.
+        scorer: the reward model.
+        kept: file of scores of the same rows by the same model, read if it is there, else written.
+        report: called with a sentence now and then.
+    """
+    if kept.is_file():
+        scores: list[dict[str, float]] = json.loads(kept.read_text())
+        return scores
+    scores = []
+    for number, row in enumerate(rows, 1):
+        found = scorer(row.tasks)
+        scores.append({task.subject: _finite(value, row) for task, value in zip(row.tasks, found, strict=True)})
+        if number % 50 == 0 or number == len(rows):
+            report(f"reward model: {number} of {len(rows)} shelves")
+    partial_file = kept.with_suffix(".partial")
+    partial_file.write_text(json.dumps(scores))
+    partial_file.rename(kept)
+    return scores
+
+
+def _finite(value: float | None, row: Row) -> float:
+    """The value itself.
+
+    Raises:
+        TrainingError: it is no number: a mean with it would be none either, and the weights after it lost.
+    """
+    if value is None or not np.isfinite(value):
+        raise TrainingError(
+            f"{row.name}: a reward is {value!r}, expected a finite number; look at the facts of this row, and at the "
+            "reward model with `recgpt eval judge --reward`"
+        )
+    return value
+
+
+class Rewards(Protocol):
+    """What answers are rewarded by."""
+
+    evaluating: bool
+    """Whether it is an evaluation, which is the same at all steps."""
+    recent: RecentExplanations | None
+    """What must be in a checkpoint beside the weights; None of experts."""
+
+    def reward(
+        self,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        row: Sequence[int],
+        trainer_state: Any,  # noqa: ANN401 (transformers')
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """TRL's signature of a reward function: one reward a completion.
+
+        It is one function, as gates multiply, and TRL only adds what several functions give.
+
+        Args:
+            completions: each a conversation of one message.
+            row: of each completion the number of its row.
+            trainer_state: with the step.
+            log_metric: TRL's, takes a name and a mean.
+            others: columns that are of no use here.
+        """
+
+
+class ExpertRewards:
+    """Rewards of lists of tags (section 5)."""
+
+    recent: RecentExplanations | None = None
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        scores: Sequence[Mapping[str, float]],
+        vectors: Mapping[str, NDArray[np.float32]],
+        recipe: GrpoRecipe,
+        shaping: Shaping,
+    ) -> None:
+        """Rewards of answers to `rows` by the `scores` of their tags and the `vectors` of all tags."""
+        self.evaluating = False
+        self._rows, self._scores, self._vectors = rows, scores, vectors
+        self._recipe, self._shaping = recipe, shaping
+
+    def reward(
+        self,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        row: Sequence[int],
+        trainer_state: Any,  # noqa: ANN401 (transformers')
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """One reward a completion, see `Rewards.reward`."""
+        recipe = self._recipe
+        progress = 1.0 if self.evaluating else trainer_state.global_step / trainer_state.max_steps
+        limits = annealed(recipe.start, recipe.end, progress)
+        found = [self.parts(number, text[0]["content"]) for number, text in zip(row, completions, strict=True)]
+        parts = [one or NOTHING for one in found]
+        log_metric("valid", _share(one is not None for one in found))
+        for name in asdict(NOTHING):
+            log_metric(name, _mean([getattr(one, name) for one in parts]))
+        for name in asdict(limits):
+            log_metric(f"gate_{name}", _share(gates(one, limits)[name] for one in parts))
+        if self._shaping == "sum":
+            rewards = [summed_reward(one, recipe.weights) for one in parts]
+        else:
+            rewards = [constrained_reward(one, limits) for one in parts]
+        return [_finite(value, self._rows[number]) for value, number in zip(rewards, row, strict=True)]
+
+    def parts(self, number: int, text: str) -> Parts | None:
+        """The four rewards of an answer to a row; None of one that is not valid, as with a tag that is on no shelf."""
+        row, scores = self._rows[number], self._scores[number]
+        known = tuple(tag for tag in scores if tag in self._vectors)
+        try:
+            tags = _tags_schema(row.tags, known).model_validate_json(text).tags
+        except ValidationError:
+            return None
+        return Parts(
+            accuracy_reward(tags, row.bought, row.new, self._recipe.listed),
+            alignment_reward([scores[tag] for tag in tags]),
+            diversity_reward(np.stack([self._vectors[tag] for tag in tags])),
+            length_reward(tags),
+        )
+
+
+class ExplainerRewards:
+    """Rewards of explanations (section 6)."""
+
+    def __init__(self, rows: Sequence[Row], scorer: Scorer, recipe: GrpoRecipe, written: Sequence[str]) -> None:
+        """Rewards of answers to `rows`.
+
+        The buffer starts with `written`, explanations of the training data: nothing is unlike an empty buffer, and
+        unlike a nearly empty one is all that differs from the last few texts. Evaluations compare with these same
+        texts at every step, so that steps can be compared.
+        """
+        self.evaluating = False
+        self.recent: RecentExplanations | None = filled(written)
+        self._held_out = filled(written)
+        self._rows, self._scorer, self._recipe = rows, scorer, recipe
+
+    def reward(
+        self,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        row: Sequence[int],
+        trainer_state: Any,  # noqa: ANN401 (transformers')
+        log_metric: Callable[[str, float], None],
+        **others: object,
+    ) -> list[float]:
+        """One reward a completion, see `Rewards.reward`.
+
+        All texts of a step are compared with the buffer as it was before: within one step none is later than another.
+        """
+        assert self.recent is not None
+        texts = [_explanation(text[0]["content"]) for text in completions]
+        scores = self._scores(row, texts)
+        buffer = self._held_out if self.evaluating else self.recent
+        found = [
+            (scores[number, text], buffer.diversity_reward(text) if len(buffer) else float("inf")) if text else None
+            for number, text in zip(row, texts, strict=True)
+        ]
+        if not self.evaluating:
+            for text in filter(None, texts):
+                self.recent.add(text)
+        limit = self._recipe.text_diversity
+        valid = [one for one in found if one is not None]
+        log_metric("valid", len(valid) / len(found))
+        log_metric("alignment", _mean([one[0] if one else 0.0 for one in found]))
+        # R_div has no lowest value that an answer without a text could count as: the mean is over valid ones.
+        if valid:
+            log_metric("diversity", _mean([one[1] for one in valid]))
+        log_metric("gate_diversity", _share(one is not None and one[1] >= limit for one in found))
+        rewards = [explanation_reward(*one, limit) if one else 0.0 for one in found]
+        return [_finite(value, self._rows[number]) for value, number in zip(rewards, row, strict=True)]
+
+    def _scores(self, row: Sequence[int], texts: Sequence[str | None]) -> dict[tuple[int, str], float]:
+        """f_RM of each valid text among the facts of its row; the texts of one row share their prompt."""
+        wanted: defaultdict[int, dict[str, None]] = defaultdict(dict)
+        for number, text in zip(row, texts, strict=True):
+            if text:
+                wanted[number][text] = None
+        scores = {}
+        for number, own in wanted.items():
+            task = self._rows[number].tasks[0]
+            found = self._scorer([task.model_copy(update={"subject": text}) for text in own])
+            for text, value in zip(own, found, strict=True):
+                scores[number, text] = _finite(value, self._rows[number])
+        return scores
+
+
+def filled(texts: Sequence[str]) -> RecentExplanations:
+    """A buffer of the last of these texts."""
+    buffer = RecentExplanations()
+    for text in texts:
+        buffer.add(text)
+    return buffer
+
+
+@lru_cache(maxsize=1024)
+def _tags_schema(count: int, vocabulary: tuple[str, ...]) -> type[TagList]:
+    return tags_schema(count, vocabulary)
+
+
+def _explanation(answer: str) -> str | None:
+    try:
+        return ExplanationText.model_validate_json(answer).text
+    except ValidationError:
+        return None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _share(held: Iterator[bool]) -> float:
+    return _mean([float(one) for one in held])
+
+
+def train_policy(
+    agent: Agent,
+    data: Path,
+    adapter: str,
+    reward: str,
+    shaping: Shaping,
+    out: Path,
+    recipe: GrpoRecipe,
+    base_url: str | None,
+    api_key: str,
+    report: Callable[[str], None],
+    command: str,
+) -> dict[str, object]:
+    """Continue an adapter by GRPO and write it with its card to `out/adapter`.
+
+    Args:
+        agent: whose prompts are answered.
+        data: what `recgpt train data` wrote.
+        adapter: what it starts from and is held to by the KL penalty: the default model, or an adapter's directory.
+        reward: the reward model, by name or directory.
+        shaping: how an expert's rewards become one.
+        out: checkpoints, TensorBoard logs and the adapter; a run that stopped there goes on if it is the same one.
+        recipe: hyper-parameters.
+        base_url: of a vLLM server on this machine that answers in the trainer's place; None: the trainer generates.
+        api_key: of that server.
+        report: called with a sentence.
+        command: for the card.
+
+    Raises:
+        DatasetError: there is no data, or it is not that of its card.
+        ModelFilesError: adapter or reward model are missing, damaged, or of another base model.
+        TrainingError: a reward is no number.
+        OutputError: a checkpoint could not be written, or `out` holds another run.
+    """
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig
+
+    rows, digest = read_rows(data, agent)
+    start, path = _opened(adapter, "CAUSAL_LM", report)
+    judged, _ = _opened(reward, "SEQ_CLS", report)
+    run: dict[str, object] = {
+        "agent": agent,
+        "data_sha256": digest,
+        "base": base_of(start),
+        "adapter": adapter,
+        "adapter_sha256": adapter_digest(start),
+        "reward": reward,
+        "reward_sha256": adapter_digest(judged),
+        "shaping": shaping if agent == "expert" else None,
+        "recipe": asdict(recipe),
+    }
+    claim(out, run)
+    train_rows, order, held_out_rows = _drawn(rows, recipe)
+    used = [*train_rows, *held_out_rows]
+    train_set = Dataset.from_list([{"prompt": used[n].prompt, "row": n} for n in order])
+    held_out = Dataset.from_list(
+        [{"prompt": row.prompt, "row": n} for n, row in enumerate(held_out_rows, len(train_rows))]
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = open_scorer(reward, device, report)
+    rewards: Rewards
+    if agent == "expert":
+        vectors = read_vectors(data)
+        rewards = ExpertRewards(used, score_shelves(used, scorer, out / ALIGNMENT, report), vectors, recipe, shaping)
+        del scorer  # its memory is the policy's from here on
+    else:
+        written = [ExplanationText.model_validate_json(row.answer).text for row in rows["train"]]
+        rewards = ExplainerRewards(used, scorer, recipe, written[:BUFFER])
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=model_type())
+    policy = PeftModel.from_pretrained(base, str(start), is_trainable=True)
+    step = recipe.group * recipe.prompts
+    arguments = trainer_arguments(out, recipe) | {
+        "metric_for_best_model": "eval_reward",
+        "greater_is_better": True,
+        "logging_steps": 1,
+    }
+    config = GRPOConfig(
+        **arguments,
+        num_train_epochs=1,
+        per_device_train_batch_size=recipe.micro,
+        gradient_accumulation_steps=step // recipe.micro,
+        per_device_eval_batch_size=step,
+        num_generations=recipe.group,
+        num_generations_eval=recipe.validation_answers,
+        max_completion_length=recipe.tag_tokens if agent == "expert" else recipe.text_tokens,
+        temperature=recipe.temperature,
+        beta=recipe.beta,
+        scale_rewards="none",
+        loss_type="dr_grpo",
+        shuffle_dataset=False,
+        eval_on_start=True,
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        bf16=torch.cuda.is_available(),
+    )
+
+    class History(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+        """Keeps the log where no rotation of checkpoints removes it."""
+
+        def on_save(self, args: object, state: Any, control: object, **kwargs: object) -> None:  # noqa: ANN401
+            (out / HISTORY).write_text(json.dumps(state.log_history))
+
+        on_train_end = on_save
+
+    trainer = policy_trainer()(
+        rewards,
+        model=policy,
+        reward_funcs=rewards.reward,
+        args=config,
+        train_dataset=train_set,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        callbacks=[History()],
+        rollout_func=server_rollout(base_url, api_key, out / "rollout") if base_url else None,
+    )
+    report(f"{len(train_rows):,} prompts, {recipe.steps} steps of {recipe.prompts} times {recipe.group} answers")
+    told = run_trainer(trainer, out, report, "reward")
+    trained = out / "adapter"
+    # Halved: what is served is bfloat16 anyway.
+    trainer.model.to(torch.bfloat16)
+    trainer.save_model(str(trained))
+    card: dict[str, object] = {
+        "command": command,
+        "sha256": sha256(trained / ADAPTER_WEIGHTS),
+        "base_sha256": base_digest(path),
+        **run,
+        "examples": len(train_rows),
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "rollouts": "vLLM server" if base_url else "transformers",
+        **told,
+    }
+    (trained / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _drawn(rows: Mapping[str, Sequence[Row]], recipe: GrpoRecipe) -> tuple[list[Row], list[int], list[Row]]:
+    """Rows to train on, the order in which all steps together meet them, and rows to evaluate on.
+
+    The order is drawn here: TRL draws another one in each epoch, and the first again when a run goes on.
+    """
+    generator = np.random.default_rng(recipe.seed)
+    wanted = recipe.steps * recipe.prompts
+    drawn: list[int] = []
+    while len(drawn) < wanted:
+        drawn += generator.permutation(len(rows["train"])).tolist()
+    place = {number: place for place, number in enumerate(dict.fromkeys(drawn[:wanted]))}
+    held = generator.permutation(len(rows["validation"]))[: recipe.validation_prompts]
+    return (
+        [rows["train"][number] for number in place],
+        [place[number] for number in drawn[:wanted]],
+        [rows["validation"][number] for number in held],
+    )
+
+
+def _opened(model: str, task: str, report: Callable[[str], None]) -> tuple[Path, str]:
+    """An adapter's directory, and its base as a directory or hub name.
+
+    Raises:
+        SettingError: it is no adapter for this task.
+        ModelFilesError: it is damaged, or of another base model.
+    """
+    adapter = adapter_of(model)
+    kind = json.loads((adapter / ADAPTER_CONFIG).read_text())["task_type"] if adapter else "no adapter"
+    if adapter is None or kind != task:
+        what = "a reward model, from `recgpt train reward`" if task == "SEQ_CLS" else "one from `recgpt train sft`"
+        raise SettingError(f"{model!r} is {kind}, expected an adapter {task}: {what}")
+    adapter_digest(adapter)
+    path = model_path(base_of(adapter), report)
+    expected = json.loads((adapter / "card.json").read_text())["base_sha256"]
+    if (found := base_digest(path)) != expected:
+        raise ModelFilesError(
+            f"{adapter} was trained on a model with SHA-256 {expected}, {path} has {found}: train it anew"
+        )
+    return adapter, path
+
+
+def policy_trainer() -> type[Any]:
+    """GRPOTrainer with what a continued adapter and gated rewards need; all of the algorithm is TRL's."""
+    from trl import GRPOTrainer
+
+    class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
+        """See `policy_trainer`."""
+
+        def __init__(self, rewards: Rewards, **arguments: Any) -> None:  # noqa: ANN401
+            super().__init__(**arguments)
+            self._rewards = rewards
+            # TRL keeps the adapter as it was beside the policy, under the name `ref`. With it in a checkpoint, as a
+            # subdirectory, transformers loads subdirectories alone when a run goes on, and the policy is lost; it is
+            # made anew from the same adapter anyway, as `claim` makes sure.
+            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=["default"])
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            """TRL's, by the same dice each time, and without a trace in those of the training."""
+            devices = [self.args.device] if self.args.device.type == "cuda" else []
+            self._rewards.evaluating = True
+            try:
+                with torch.random.fork_rng(devices):
+                    torch.manual_seed(self.args.seed)
+                    return super().evaluate(*args, **kwargs)
+            finally:
+                self._rewards.evaluating = False
+
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            """TRL's, by merged weights: half the kernels a token, and the form in which a CPU serves the policy."""
+            with merged(self.accelerator.unwrap_model(self.model)):
+                return super()._generate_single_turn(*args, **kwargs)
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
+            """TRL's, less the dead groups: those whose answers all have the same reward.
+
+            Their advantages are 0 by TRL's own sum, but its KL term would still pull them to the reference, and its
+            normaliser count them. TRL has no setting for that; what it has is `tool_mask`, which its loss multiplies
+            with each token's part: 0 takes a dead group out, and where it is all/live for the others, the normaliser
+            (which counts answers, dead or not) becomes that of the live ones.
+            """
+            made = super()._generate_and_score_completions(inputs)
+            if not self.model.training:
+                return made
+            live = (made["advantages"].view(-1, self.num_generations).abs() > 1e-6).any(dim=1).float()
+            self._metrics["train"]["dead_groups"].append(1.0 - live.mean().item())
+            weight = live / live.mean().clamp(min=1e-6)
+            shape = made["completion_mask"].shape
+            made["tool_mask"] = weight.repeat_interleave(self.num_generations)[:, None].expand(shape).contiguous()
+            return made
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            """TRL's; of answers in dead groups alone it is 0, without a pass through the model and without a KL.
+
+            No gradient is made where a whole step is dead, so that its momentum doesn't move the policy either.
+            """
+            if "tool_mask" in inputs and not inputs["tool_mask"].any():
+                return torch.zeros((), device=self.args.device, requires_grad=True)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
+            """The buffer of explanations first: a checkpoint is whole when TRL's part is."""
+            if self._rewards.recent is not None:
+                checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                (checkpoint / BUFFER_FILE).write_text(json.dumps(self._rewards.recent.texts))
+            super()._save_checkpoint(model, trial)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self._rewards.recent is not None:
+                texts = json.loads((Path(resume_from_checkpoint) / BUFFER_FILE).read_text())
+                self._rewards.recent = filled(texts)
+
+    return PolicyTrainer
+
+
+@contextmanager
+def merged(policy: Any) -> Iterator[None]:  # noqa: ANN401 (a PeftModel)
+    """The active adapter's weights added to its base's, and afterwards these as they were, to the bit."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    weights = [layer.get_base_layer().weight.data for layer in layers]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.get_base_layer().weight.data = weight.clone()
+        layer.merge(adapter_names=[policy.active_adapter])
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data = weight  # a difference of sums is not what it was
+
+
+def server_rollout(base_url: str, api_key: str, directory: Path) -> Callable[[list[Any], Any], dict[str, Any]]:
+    """TRL's rollout function: a vLLM server on this machine answers, after it took the policy as it is now.
+
+    The server is one with adapters on the same base model, see `recgpt serve --profile fp8`.
+
+    Args:
+        base_url: of the server.
+        api_key: of the server.
+        directory: where the policy is put for the server to read.
+    """
+    loaded = -1
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:  # noqa: ANN401
+        nonlocal loaded
+        if loaded != trainer.state.global_step:
+            trainer.model.save_pretrained(str(directory))
+            load_adapter(base_url, ROLLOUT, directory, api_key)
+            loaded = trainer.state.global_step
+        tokenizer = trainer.processing_class
+        ids = [
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+            for prompt in prompts
+        ]
+        choices = _completions(
+            base_url,
+            api_key,
+            {
+                "model": ROLLOUT,
+                "prompt": ids,
+                "temperature": trainer.temperature,
+                "max_tokens": trainer.max_completion_length,
+                "logprobs": 0,
+                "return_token_ids": True,
+            },
+        )
+        if len(choices) != len(prompts):
+            raise ServerError(f"{base_url}/completions gave {len(choices)} answers to {len(prompts)} prompts")
+        return {
+            "prompt_ids": ids,
+            "completion_ids": [choice["token_ids"] for choice in choices],
+            "logprobs": [choice["logprobs"]["token_logprobs"] for choice in choices],
+        }
+
+    return rollout
+
+
+def _completions(base_url: str, api_key: str, body: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Choices of one request, in the order of its prompts."""
+    url = f"{base_url.rstrip('/')}/completions"
+    try:
+        answer = httpx.post(url, json=body, headers={"Authorization": f"Bearer {api_key}"}, timeout=600)
+        answer.raise_for_status()
+        choices: list[dict[str, Any]] = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
+    except httpx.HTTPStatusError as error:
+        said = error.response.text[:300]
+        raise ServerError(f"{url} refused the prompts of a step: {said}; it must be vLLM with adapters") from error
+    except httpx.HTTPError as error:
+        raise ServerError(f"no server answers at {url} ({error!r}); start one with `recgpt serve`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServerError(f"{url} gave no list of completions ({error!r}); it must be vLLM") from error
+    if any(not choice.get("token_ids") or not choice.get("logprobs") for choice in choices):
+        raise ServerError(f"{url} gave answers without token ids or log-probabilities; it must be vLLM 0.11 or newer")
+    return choices

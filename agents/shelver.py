@@ -11,7 +11,7 @@ from agents.context import Context, context_of
 from agents.state import IntentState
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
-from tools.errors import ModelFilesError
+from tools.errors import ModelFilesError, ServerError
 from tools.ranker import load_ranker, own_chances
 from tools.shelf import ShelfLine
 from tools.shelf import fill_shelves as propose
@@ -36,8 +36,8 @@ def _shelves(context: Context, state: IntentState) -> list[list[ShelfLine]]:
     try:
         index = open_towers(dataset, open_embedder(context.embedding_model), context.towers)
         towers = tower_scores(index, dataset, user_id, as_of)
-    except ModelFilesError:
-        pass  # the retriever, which needs them more, says so
+    except (ModelFilesError, ServerError):
+        pass  # the retriever, which needs towers and embeddings more, says so
     chances = own_chances(load_ranker(context.ranker), dataset, user_id, as_of, towers)
     evidence = [[line.leaf for line in persona.evidence if line.leaf] for persona in state["personas"]]
     return propose(dataset, user_id, as_of, evidence, context.shelf, chances)

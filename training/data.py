@@ -81,6 +81,8 @@ LEAST_FUTURE = 4
 VALIDATION_SHARE = 0.05
 RARE = 0.01
 """Share of the examples that is not waited for: most cut points have none of the rarest kinds."""
+PATIENCE = 200
+"""Cut points without any example that is still wanted, after which no more are read."""
 ABSENT_KINDS = frozenset(["weather"])
 """No data set that examples are built from has the weather of its past."""
 
@@ -604,6 +606,7 @@ def write_training_data(
     }
     rows = _general(quotas, model, settings.seed, report) + _perception(quotas, dataset, settings.seed)
     filled: Counter[tuple[str, str, str]] = Counter()
+    fruitless: Counter[str] = Counter()
     wanted = {key: count for key, count in quotas.items() if key[1] not in ("general", "perception")}
     cuts = {user_id: builder.cuts(user_id) for user_id in chosen}
     turns = range(settings.cuts_per_user)
@@ -611,12 +614,15 @@ def write_training_data(
     for number, (user_id, as_of) in enumerate(visits, 1):
         split = "validation" if zlib.crc32(user_id.encode()) % 1000 < 1000 * VALIDATION_SHARE else "train"
         open_places = sum(max(count - filled[key], 0) for key, count in wanted.items() if key[0] == split)
-        if open_places <= RARE * sum(count for key, count in wanted.items() if key[0] == split):
+        enough = RARE * sum(count for key, count in wanted.items() if key[0] == split)
+        if open_places <= enough or fruitless[split] >= PATIENCE:
             continue
+        fruitless[split] += 1
         for example in builder.examples(user_id, as_of):
             key = (split, example.agent, example.kind)
             if filled[key] < wanted.get(key, 0):
                 filled[key] += 1
+                fruitless[split] = 0
                 rows.append(_row(example, user_id, as_of, split))
         if number % 50 == 0:
             done = sum(filled.values())

@@ -163,9 +163,20 @@ def test_vectors_longer_than_the_models_own_are_punished_in_training_alone(tiny_
     assert loss(0.9 * usual, training=True) == loss(0.9 * usual, training=False)
 
 
+def _louder(model: str, directory: Path) -> str:
+    """The model with larger weights: what its prompts hold then tells in its answers, and can be learnt."""
+    llm = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for parameter in llm.parameters():
+        if parameter.ndim == 2:
+            parameter.data *= 8
+    llm.save_pretrained(shutil.copytree(model, directory))
+    return str(directory)
+
+
 def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     small_dir: Path, tiny_model: str, tmp_path: Path
 ) -> None:
+    tiny_model = _louder(tiny_model, tmp_path / "llm")
     lines = [
         Alignment(
             model=weights_name(tiny_model),
@@ -200,18 +211,18 @@ def test_it_trains_goes_on_after_a_kill_and_gives_the_same_weights_twice(
     assert weights[0] == weights[1]
     assert twice["data_sha256"] == whole["data_sha256"]
     killed = tmp_path / "killed"
-    shutil.copytree(tmp_path / "whole" / "checkpoint-6", killed / "checkpoint-6")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-12", killed / "checkpoint-12")
     shutil.copy(tmp_path / "whole" / "run.json", killed)
     with pytest.raises(OutputError, match="recipe"):
         run(killed, replace(RECIPE, seed=8))
-    (killed / "checkpoint-12").mkdir()
-    (killed / "checkpoint-12" / "optimizer.pt").write_bytes(b"cut off by a kill")
+    (killed / "checkpoint-13").mkdir()
+    (killed / "checkpoint-13" / "optimizer.pt").write_bytes(b"cut off by a kill")
     said.clear()
     run(killed)
-    assert f"{killed / 'checkpoint-12'} is not whole: it is removed" in said
-    assert f"training from {killed / 'checkpoint-6'}" in said
+    assert f"{killed / 'checkpoint-13'} is not whole: it is removed" in said
+    assert f"training from {killed / 'checkpoint-12'}" in said
     assert (killed / "adaptor" / "adaptor.safetensors").read_bytes() == weights[0]
-    assert sum(path.stat().st_size for path in (killed / "checkpoint-6").iterdir()) < 1e6  # the LLM is not in it
+    assert sum(path.stat().st_size for path in (killed / "checkpoint-12").iterdir()) < 1e6  # the LLM is not in it
     embedder = open_embedder(PACKAGED_MODEL)
     assert load_adaptor(killed / "adaptor", weights_name(tiny_model), embedder.name).adaptor.shape == AdaptorShape(
         384, 32, 32

@@ -61,7 +61,7 @@ def test_what_happens_after_the_moment_changes_nothing(journey: Dataset, househo
 
 def test_a_persona_gets_what_goes_with_its_evidence(journey: Dataset, household: str) -> None:
     pets, baking = fill_shelves(
-        journey, household, AS_OF, [["Premium Dry Dog Food", "Hard Dog Biscuits"], ["Layer Cake Mix", "Sugar"]], 12
+        journey, household, AS_OF, [["Premium Dry Dog Food", "Hard Dog Biscuits"], ["Layer Cake Mix", "Sugar"]], 20
     )
     categories = {path[-1]: path[-2] for path in journey.items["category"].to_list()}
     assert sum("Dog" in categories[line.leaf] or "Pet" in categories[line.leaf] for line in pets) >= 2

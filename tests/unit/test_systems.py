@@ -1,5 +1,6 @@
 """V1 and V2 in the offline evaluation: from kept runs to lists and costs, and nothing stale."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.conftest import tag_run
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.ranker import RANKER
+from tools.ranker import WEIGHTS as RANKER_WEIGHTS
 from tools.shelf import tag_text
 from tools.towers import TOWERS
 
@@ -131,7 +133,11 @@ def test_pages_of_whole_items_lose_little(run: Evaluation) -> None:
 
 def test_runs_go_on_only_with_the_settings_that_tags_depend_on(tmp_path: Path) -> None:
     usual = settings_of(Context())
-    assert settings_of(Context(exploration=3, items=2, ranker=tmp_path, explainer_temperature=0.1)) == usual
+    same = tmp_path / "elsewhere"
+    shutil.copytree(RANKER, same)
+    assert settings_of(Context(exploration=3, items=2, ranker=same, explainer_temperature=0.1)) == usual
+    (same / RANKER_WEIGHTS).write_bytes(b"other weights")
+    assert settings_of(Context(ranker=same)) != usual
     assert settings_of(Context(tags_per_expert=9)) != usual and settings_of(Context(vocabulary="any")) != usual
     assert {"vocabulary", "model", "planner_prompt", "shelf", "seed"} <= usual.keys() and "api_key" not in usual
 

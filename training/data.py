@@ -67,7 +67,7 @@ from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, bearing_on, read_signals
 from tools.towers import TowerIndex, open_towers, tower_scores
 from training.explanations import FIXED_DEVICE, explanation_target
-from training.hybrid import VECTORS
+from training.hybrid import ENTITIES, TAGS, VECTORS
 from training.mixture import ExpertKind, Mixture, general_examples
 from training.needs import Need, load_needs
 from training.perception import answered_examples, known_facts, load_perception, perception_pairs
@@ -117,7 +117,6 @@ shelf is judged by (`JudgeTask`), or of an explainer's row those of its text, wh
 """
 NOTHING_TO_REWARD: tuple[object, ...] = (False, [], [], "")
 """The last columns of a row that no policy learns from."""
-TAGS, ENTITIES = "tags.parquet", "entities.parquet"
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from tools.models import (
     sha256,
 )
 from tools.serving import load_adapter
+from training.hybrid import TAGS
 from training.reward_model import RewardRecipe, open_reward, pack_tasks, score_packed
 from training.rewards import (
     BUFFER,
@@ -62,8 +63,6 @@ Shaping = Literal["crs", "sum"]
 
 HISTORY = "history.json"
 """What a run logged so far, see `training.curves`."""
-TAG_VECTORS = "tags.parquet"
-"""Beside the examples: the embedding of each leaf as a tag."""
 ROLLOUT = "recgpt-rollout"
 """Name of the policy at a model server."""
 BUFFER_FILE = "recent.json"
@@ -76,6 +75,7 @@ NOTHING = Parts(0.0, 0.0, 0.0, 0.0)
 
 START = Thresholds(alignment=0.3, diversity=0.5, length=0.7)
 END = Thresholds(alignment=0.5, diversity=0.6, length=0.8)
+"""The report publishes no thresholds; these are a start, and no run has chosen them yet."""
 EQUAL = Parts(0.25, 0.25, 0.25, 0.25)
 
 
@@ -196,11 +196,11 @@ def read_vectors(data: Path) -> dict[str, NDArray[np.float32]]:
         DatasetError: there are none.
     """
     try:
-        table = pl.read_parquet(data / TAG_VECTORS)
+        table = pl.read_parquet(data / TAGS)
         return {text: np.asarray(vector, dtype=np.float32) for text, vector in table.select("text", "vector").rows()}
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetError(
-            f"{data / TAG_VECTORS} holds no vectors of tags ({error}); make them with `recgpt train data`"
+            f"{data / TAGS} holds no vectors of tags ({error}); make them with `recgpt train data`"
         ) from error
 
 

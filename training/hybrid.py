@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tools.errors import DatasetError
 from tools.hybrid import Reading
 
+TAGS, ENTITIES = "tags.parquet", "entities.parquet"
+"""Beside the examples: text embeddings of all leaf categories as tags, and input embeddings of entities."""
 VECTORS = pl.Schema({"text": pl.String(), "vector": pl.List(pl.Float32())})
-"""Of `entities.parquet`, input embeddings, and `tags.parquet`, text embeddings of all leaf categories as tags."""
+"""Of both."""
 
 
 class WordsAndEntities(nn.Module):

@@ -22,11 +22,10 @@ from tools.errors import DatasetError
 from tools.hybrid import Reading
 from tools.machine import model_type
 from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, base_digest, model_path, sha256
-from training.hybrid import Entities, WordsAndEntities, tokenized
+from training.hybrid import ENTITIES, Entities, WordsAndEntities, tokenized
 from training.runs import claim, run_trainer, trainer_arguments
 
 TUNED_AGENTS = ("planner", "expert", "arbiter", "style", "explainer", "evaluator", "one_shot", "reviewer")
-ENTITIES = "entities.parquet"
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ class Context(BaseSettings):
     )
     style_model: str | None = Field(None, json_schema_extra=_for_nodes("write_style"))
     style_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_style"))
-    style_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("write_style"))
+    style_temperature: float = Field(1.0, ge=0, le=2, json_schema_extra=_for_nodes("write_style"))
     style_instructions: str | None = Field(None, json_schema_extra=_for_nodes("write_style", langgraph_type="prompt"))
     explainer_model: str | None = Field(None, json_schema_extra=_for_nodes("write_explanation", "explain_item"))
     explainer_prompt: str = Field("v1", json_schema_extra=_for_nodes("write_explanation"))

@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, StringConstraints, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NaiveDatetime,
+    StringConstraints,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+)
 
 from prompts.rubric import Label, Rubric, Subject
 from tools.history import DayLine, EventLine, HistoryLine
@@ -322,13 +331,21 @@ class Recommendation(Record):
 # ---- answers of the model -------------------------------------------------------------------------------------
 
 
+UNTOLD = WithJsonSchema({"type": "string"})
+"""Of a text whose bounds the server is not told, in schemas that differ from request to request.
+
+Its grammar has a state for each character that it counts: those of a plan take it seconds to compile, without them
+hundredths. An answer that breaks the bounds is asked again.
+"""
+
+
 class PlannedPersona(Answer):
     """One persona as the planner writes it: what supports it (`citation` of lines, ids of signals), then what it is."""
 
     evidence: list[str]
     signals: list[str]
-    name: str = Field(min_length=3, max_length=40)
-    intent: str = Field(min_length=10, max_length=160)
+    name: Annotated[str, StringConstraints(min_length=3, max_length=40), UNTOLD]
+    intent: Annotated[str, StringConstraints(min_length=10, max_length=160), UNTOLD]
 
 
 class Plan(Answer):
@@ -357,7 +374,7 @@ class PickedTag(Answer):
     """One pick of the arbiter."""
 
     tag: str
-    reason: str = Field(min_length=3, max_length=60)
+    reason: Annotated[str, StringConstraints(min_length=3, max_length=60), UNTOLD]
 
 
 class Selection(Answer):

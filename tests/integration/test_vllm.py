@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,9 +39,9 @@ from tools.dataset import open_dataset
 from tools.errors import ServerError
 from tools.hybrid import Reading
 from tools.llm import Endpoint
-from tools.models import ADAPTERS, BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL
+from tools.models import ADAPTER_CONFIG, ADAPTERS, BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL
 from tools.scoring import score
-from tools.serving import CPU, load_adapter, running_server, served_models
+from tools.serving import CPU, MAX_RANK, load_adapter, running_server, served_models
 from training.reward_model import (
     RewardRecipe,
     open_reward,
@@ -177,6 +178,12 @@ def test_adapters_by_name_and_one_more_without_a_restart(tmp_path: Path, monkeyp
         assert answer("my-expert") == tuned
         with pytest.raises(ServerError, match=r"did not take .* as 'broken'"):
             load_adapter(base_url, "broken", tmp_path)
+        config = json.loads((ADAPTERS[DEFAULT_MODEL] / ADAPTER_CONFIG).read_text())
+        wide = shutil.copytree(ADAPTERS[DEFAULT_MODEL], tmp_path / "wide")
+        (wide / ADAPTER_CONFIG).write_text(json.dumps(config | {"r": 2 * MAX_RANK}))
+        with pytest.raises(ServerError, match=rf"rank.* {2 * MAX_RANK} .*allow ranks up to {MAX_RANK}"):
+            load_adapter(base_url, "wide", wide)
+        assert answer("my-expert") == tuned  # the server goes on
 
 
 async def test_a_reward_model_is_served_with_the_scores_of_its_training(

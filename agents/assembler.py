@@ -35,7 +35,7 @@ async def assemble_recommendation(state: RecommendState) -> RecommendState:
         completion_tokens=sum(call.completion_tokens for call in calls),
         seconds=round(time.time() - state["started"], 3),
         by_agent={agent: agent_usage(agent, calls) for agent in dict.fromkeys(call.agent for call in calls)},
-        history_lines=len(state.get("events", state["household"].history)),
+        history_lines=state["history_lines"],
         history_lines_cut=state["history_lines_cut"],
     )
     return {"items": items, "usage": usage}

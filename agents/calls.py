@@ -72,9 +72,9 @@ async def ask(
 ) -> Asked[T]:
     """Ask a model until its answer is valid, `context.attempts` times at most.
 
-    The server holds the answer to the JSON schema of `schema`; what a schema can't say (names that differ, no pick
-    twice) is validated here, as is the end of the answer. The next attempt is told the reason, and samples a little
-    warmer: at a low temperature the same question brings the same answer.
+    The server holds the answer to the JSON schema of `schema`; what that doesn't say (names that differ, no pick twice,
+    the length of some texts) is validated here, as is the end of the answer. The next attempt is told the reason, and
+    samples a little warmer: at a low temperature the same question brings the same answer.
 
     Args:
         runtime: of the node.

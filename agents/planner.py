@@ -83,6 +83,7 @@ async def fit_history(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     note = f"history: the {cut} least telling of {len(whole.history)} lines did not fit into {numbered.budget} tokens"
     return {
         "household": household(numbered.lines, days_kept),
+        "history_lines": numbered.lines,
         "history_lines_cut": cut,
         "degraded": [note] if cut else [],
     }

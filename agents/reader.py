@@ -65,6 +65,7 @@ def _read(context: Context, request: Request) -> IntentState:
         "household": household,
         "personas": [],
         "tags": [],
+        "history_lines": len(household.history),
         "history_lines_cut": 0,
         "degraded": notes,
     }

@@ -18,12 +18,14 @@ from langgraph.runtime import Runtime
 from agents.context import Context, context_of
 from agents.fallback import item_rows, stand_ins
 from agents.grounding import tagged_leaves
-from agents.schemas import Household, RecommendedItem, Tag
+from agents.schemas import Household, Persona, RecommendedItem, Tag
 from agents.state import RecommendState
+from agents.wording import with_own_lines
 from tools.allocation import Program, composite_scores, multipliers
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import ModelFilesError
+from tools.history import read_history
 from tools.purchases import purchases_before
 from tools.ranker import Candidate, load_ranker, rank_candidates
 from tools.retrieval import CatalogIndex, best_sellers, open_index
@@ -47,8 +49,8 @@ async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> Re
     Raises:
         ModelFilesError: there is no ranker.
     """
-    items, notes = await asyncio.to_thread(_retrieve, context_of(runtime), state)
-    return {"items": items, "degraded": notes}
+    items, household, notes = await asyncio.to_thread(_retrieve, context_of(runtime), state)
+    return {"items": items, "household": household, "degraded": notes}
 
 
 def page_program(proposed: Sequence[Candidate], context: Context, count: int) -> Program:
@@ -83,7 +85,7 @@ def whole_exposures(program: Program, count: int) -> list[int]:
         alpha = STEEPER * max(alpha, LEAST_STEEP)
 
 
-def _retrieve(context: Context, state: RecommendState) -> tuple[list[RecommendedItem], list[str]]:
+def _retrieve(context: Context, state: RecommendState) -> tuple[list[RecommendedItem], Household, list[str]]:
     dataset, user_id, as_of = open_dataset(context.dataset), state["user_id"], state["as_of"]
     index = open_index(dataset, open_embedder(context.embedding_model))
     notes: list[str] = []
@@ -106,25 +108,37 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
     count = min(context.items, len(leaves))
     shown = whole_exposures(page_program([proposed[leaf] for leaf in leaves], context, count), count) if count else []
     rows = item_rows(dataset, [item_of[leaves[place]] for place in shown])
+    household = with_history_of(context, state, [leaves[place] for place in shown])
     items = [
-        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state)
+        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state["personas"], household)
         for leaf in (leaves[place] for place in shown)
     ]
     if count < context.items:
-        items += stand_ins(context, state["household"], as_of, {item.title for item in items})[: context.items - count]
+        items += stand_ins(context, household, as_of, {item.title for item in items})[: context.items - count]
         notes.append(
             f"the channels proposed {count} items where {context.items} were asked for; "
             f"{len(items) - count} others fill the page"
         )
-    return items, notes
+    return items, household, notes
+
+
+def with_history_of(context: Context, state: RecommendState, leaves: Sequence[str]) -> Household:
+    """The household with a line of each leaf that it has any history of, see `with_own_lines`. Blocks."""
+    by_leaf = context.representation == "leaf"
+    history = read_history(open_dataset(context.dataset), state["user_id"], state["as_of"], by_leaf)
+    return with_own_lines(state["household"], history, leaves)
 
 
 def _recommended(
-    row: Mapping[str, Any], candidate: Candidate, tag: Tag | None, state: RecommendState
+    row: Mapping[str, Any],
+    candidate: Candidate,
+    tag: Tag | None,
+    among: Sequence[Persona],
+    household: Household,
 ) -> RecommendedItem:
     """The item of a catalogue row, with what it rests on: its tag's persona, or the household's own lines."""
     found_by = tag if candidate.source == "cognitive" else None
-    personas = {persona.name: persona for persona in state["personas"]}
+    personas = {persona.name: persona for persona in among}
     return RecommendedItem(
         item_id=row["item_id"],
         title=row["title"],
@@ -136,7 +150,7 @@ def _recommended(
         score=round(candidate.chance, 4),
         evidence=[line.id for line in personas[found_by.persona].evidence]
         if found_by
-        else _near_lines(state["household"], row["category"]),
+        else _near_lines(household, row["category"]),
     )
 
 

@@ -79,6 +79,7 @@ async def fit_events(state: IntentState, runtime: Runtime[Context]) -> IntentSta
     return {
         "personas": personas,
         "events": events[-fit.lines :],
+        "history_lines": fit.lines,
         "history_lines_cut": cut,
         "degraded": [note] if cut else [],
     }

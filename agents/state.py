@@ -47,6 +47,7 @@ class IntentState(Trail, total=False):
     as_of: datetime
     household: Household
     events: list[EventLine]
+    history_lines: int
     history_lines_cut: int
     personas: list[Persona]
     shelves: list[list[ShelfLine]]

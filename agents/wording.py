@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from agents.schemas import Persona
+from agents.schemas import Household, Persona
 from tools.history import DayLine, EventLine, HistoryLine
 from tools.shelf import tag_text
 
@@ -47,6 +47,26 @@ def citation(line: HistoryLine) -> str:
 def own_lines(lines: Sequence[HistoryLine], leaf: str) -> list[HistoryLine]:
     """The history of one leaf, such as an item's own."""
     return [line for line in lines if line.leaf == leaf]
+
+
+def with_own_lines(household: Household, history: Sequence[HistoryLine], leaves: Collection[str]) -> Household:
+    """The household with a line of each of these leaves that it has any history of: its most telling one.
+
+    The planner's prompt may have had no room for it; without it an explanation would call the leaf new.
+
+    Args:
+        household: with the lines that the agents saw.
+        history: all lines.
+        leaves: of the items that are shown.
+    """
+    wanted = set(leaves) - {line.leaf for line in household.history}
+    missing: dict[str | None, HistoryLine] = {}
+    for line in sorted(history, key=lambda line: (line.action != "purchase", -line.weight)):
+        if line.leaf in wanted:
+            missing.setdefault(line.leaf, line)
+    first = len(household.history) + 1
+    added = [line.model_copy(update={"id": f"h{number}"}) for number, line in enumerate(missing.values(), first)]
+    return household.model_copy(update={"history": [*household.history, *added]}) if added else household
 
 
 def own_text(lines: Sequence[HistoryLine], as_of: datetime) -> str:

@@ -20,7 +20,7 @@ from agents.claims import find_claims, product_words
 from agents.context import Context
 from agents.judging import explanation_judge_task, tag_judge_tasks
 from agents.schemas import ExplanationTask, ExplanationText, JudgeTask, Request
-from eval.judged import JudgedText, Split
+from eval.judged import JudgedText, Split, split_of
 from graphs.explanation import graph as explanation_graph
 from graphs.intent import graph as intent_graph
 from graphs.judge import judge_text
@@ -29,7 +29,7 @@ from tools.embedding import open_embedder
 from tools.errors import NoVerdictError
 from tools.history import number_lines, read_history
 from tools.retrieval import open_index
-from training.judged import Maker, context_name, split_of
+from training.judged import Maker, context_name
 
 SOURCE = "policy"
 

@@ -52,7 +52,8 @@ from agents.schemas import (
     tags_schema,
 )
 from agents.style import style_values
-from agents.wording import citation, own_lines
+from agents.wording import citation, own_lines, with_own_lines
+from eval.judged import split_of
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from prompts.template import Value, load_prompt
 from tools.dataset import BASKET, Dataset, open_dataset
@@ -79,6 +80,7 @@ LEAST_LINES = 12
 LEAST_FUTURE = 4
 """Distinct leaves bought within the horizon."""
 VALIDATION_SHARE = 0.05
+"""Examples of households that validate, for one of the others."""
 RARE = 0.01
 """Share of the examples that is not waited for: most cut points have none of the rarest kinds."""
 PATIENCE = 200
@@ -236,7 +238,8 @@ class Builder:
         """All examples of one household at one cut point."""
         assert self._sources is not None
         rng = self._generator(user_id, as_of.isoformat())
-        household, future = self.moment(user_id, as_of)
+        whole, future = self.moment(user_id, as_of)
+        household = self.shown(whole)
         targets = self._plan(household, future, as_of, rng)
         if len(targets) < 2:
             return
@@ -261,8 +264,8 @@ class Builder:
             pooled, misfits = self._pooled(proposals, target, rng)
             pool += pooled
             unfit |= misfits
-            yield self._expert(user_id, household, target, proposals, shown, future, as_of, self._sources.index)
-            yield from self._explanation(user_id, household, target, as_of, rng)
+            yield self._expert(user_id, whole, target, proposals, shown, future, as_of, self._sources.index)
+            yield from self._explanation(user_id, household, whole, target, as_of, rng)
         yield from _in_both_ways(self._arbiter(household, targets, pool, unfit, future, as_of))
 
     def cuts(self, user_id: str) -> list[datetime]:
@@ -279,7 +282,7 @@ class Builder:
         return np.random.default_rng([self._settings.seed, zlib.crc32("/".join(key).encode())])
 
     def moment(self, user_id: str, as_of: datetime) -> tuple[Household, list[Future]]:
-        """What the agents see at a cut, by the run-time readers, and what was bought after it."""
+        """A household at a cut by the run-time readers, its whole history, and what was bought after it."""
         lines = read_history(self._view, user_id, as_of)
         events = self._user_events[user_id]
         before = {self._leaf_of_item[item] for item in events.filter(pl.col("timestamp") < as_of)["item_id"]}
@@ -287,10 +290,15 @@ class Builder:
         bought = dict.fromkeys(self._leaf_of_item[item] for item in after["item_id"])
         household = Household(
             profile=self._view.user(user_id)[0],
-            history=number_lines(lines[: self._settings.history_lines]),
+            history=number_lines(lines),
             signals=read_signals(self._view, user_id, as_of),
         )
         return household, [Future(leaf, leaf not in before) for leaf in bought]
+
+    def shown(self, whole: Household) -> Household:
+        """What planner and arbiter see of a household: the most telling lines of its history."""
+        lines = sorted(whole.history, key=lambda line: (line.weight, line.last), reverse=True)
+        return whole.model_copy(update={"history": number_lines(lines[: self._settings.history_lines])})
 
     def _plan(self, household: Household, future: Sequence[Future], as_of: datetime, rng: Generator) -> list[Target]:
         """The needs that the coming purchases fall into, the largest first; a new leaf counts twice."""
@@ -394,7 +402,7 @@ class Builder:
     def _expert(
         self,
         user_id: str,
-        household: Household,
+        whole: Household,
         target: Target,
         proposals: Sequence[Future | str],
         shelf: list[ShelfLine],
@@ -405,9 +413,9 @@ class Builder:
         task = ExpertTask(
             user_id=user_id,
             as_of=as_of,
-            profile=household.profile,
+            profile=whole.profile,
             persona=target.persona,
-            signals=household.signals,
+            signals=whole.signals,
             shelf=shelf,
         )
         texts = list(dict.fromkeys(tag_text(_leaf(proposal)) for proposal in proposals))
@@ -420,7 +428,8 @@ class Builder:
             [leaf for leaf in proposals if isinstance(leaf, Future)],
             kind=_kind(task, proposals),
         )
-        judged = partial(tag_judge_tasks, user_id, as_of, household, own, index)
+        # By the whole history, as in the reward model's training.
+        judged = partial(tag_judge_tasks, user_id, as_of, whole, own, index)
         return replace(example, ahead=future, judged=judged)
 
     def _pooled(
@@ -458,10 +467,10 @@ class Builder:
         return _example("arbiter", fields, answer, schema, [bought[tag] for tag in picks if tag in bought])
 
     def _explanation(
-        self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator
+        self, user_id: str, household: Household, whole: Household, target: Target, as_of: datetime, rng: Generator
     ) -> Iterator[Example]:
         """Guideline and text for an item that the household did buy next."""
-        task, leaf = self._explanation_task(user_id, household, target, as_of, rng)
+        task, leaf = self._explanation_task(user_id, household, whole, target, as_of, rng)
         purpose = _one(target.need.purposes, rng)
         if made := explanation_target(task, purpose, rng):
             style, text = made
@@ -474,13 +483,14 @@ class Builder:
     def explanation_tasks(self, user_id: str, as_of: datetime) -> Iterator[tuple[ExplanationTask, str]]:
         """Items that the household did buy next, one a persona, each with what its need is for."""
         rng = self._generator(user_id, as_of.isoformat(), "explanations")
-        household, future = self.moment(user_id, as_of)
+        whole, future = self.moment(user_id, as_of)
+        household = self.shown(whole)
         for target in self._plan(household, future, as_of, rng):
-            task, _ = self._explanation_task(user_id, household, target, as_of, rng)
+            task, _ = self._explanation_task(user_id, household, whole, target, as_of, rng)
             yield task, _one(target.need.purposes, rng)
 
     def _explanation_task(
-        self, user_id: str, household: Household, target: Target, as_of: datetime, rng: Generator
+        self, user_id: str, household: Household, whole: Household, target: Target, as_of: datetime, rng: Generator
     ) -> tuple[ExplanationTask, Future]:
         leaf = target.bought[int(rng.integers(len(target.bought)))]
         events = self._user_events[user_id].filter(pl.col("timestamp") >= as_of)
@@ -504,7 +514,7 @@ class Builder:
             persona=target.persona,
             evidence=target.persona.evidence,
             item=item,
-            own=own_lines(household.history, leaf.leaf),
+            own=own_lines(with_own_lines(household, whole.history, [leaf.leaf]).history, leaf.leaf),
             signals=bearing_on(household.signals, leaf.leaf),
         )
         return task, leaf
@@ -598,7 +608,6 @@ def write_training_data(
     everybody = sorted(_all_events(view)["user_id"].unique())
     chosen = [str(user) for user in np.random.default_rng(settings.seed).permutation(everybody)[:users]]
     quota = mixture.quota(settings.experts, ABSENT_KINDS)
-    # A twentieth of the households validates, so a twentieth of the examples does.
     quotas = {
         **{("train", *key): count for key, count in quota.items()},
         **{("validation", *key): max(8, round(count * VALIDATION_SHARE)) for key, count in quota.items() if count},
@@ -611,7 +620,8 @@ def write_training_data(
     turns = range(settings.cuts_per_user)
     visits = [(user_id, cuts[user_id][turn]) for turn in turns for user_id in chosen if turn < len(cuts[user_id])]
     for number, (user_id, as_of) in enumerate(visits, 1):
-        split = "validation" if zlib.crc32(user_id.encode()) % 1000 < 1000 * VALIDATION_SHARE else "train"
+        # On none of these the reward model was trained.
+        split = "validation" if split_of(user_id) == "validation" else "train"
         open_places = sum(max(count - filled[key], 0) for key, count in wanted.items() if key[0] == split)
         enough = RARE * sum(count for key, count in wanted.items() if key[0] == split)
         if open_places <= enough or fruitless[split] >= PATIENCE:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -113,7 +114,7 @@ class GrpoRecipe:
     evaluate_every: int = 10
     validation_prompts: int = 32
     validation_answers: int = 2
-    """To each of these prompts, by the same dice at each evaluation."""
+    """To each of these prompts; the trainer's own are by the same dice at each evaluation."""
 
 
 RECIPES = {
@@ -124,12 +125,17 @@ RECIPES = {
         steps=12,
         micro=16,
         learning_rate=3e-4,
+        warmup_steps=0,
         text_tokens=64,
         evaluate_every=4,
-        validation_prompts=16,
+        validation_prompts=48,
+        validation_answers=4,
     ),
 }
-"""By machine; that of a GPU is for minutes of one that is shared."""
+"""By machine; that of a GPU is for minutes of one that is shared.
+
+With few steps none is spent on warming up: the first would have a learning rate of 0.
+"""
 
 
 @dataclass(frozen=True)
@@ -165,11 +171,12 @@ def read_rows(data: Path, agent: Agent) -> tuple[dict[str, list[Row]], str]:
             "rewarded by; make it again with `recgpt train data`"
         )
     table = table.filter(~pl.col("hybrid"), pl.col("judged") != "")
-    if agent == "expert":
-        table = table.filter(pl.col("bought").list.len() > 0)
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     for row in table.iter_rows(named=True):
-        rows[row["split"]].append(_row(row))
+        read = _row(row)
+        # An expert's tags are of its shelf: where nothing of that was bought next, all answers earn the same.
+        if agent != "expert" or any(task.subject in read.bought for task in read.tasks):
+            rows[row["split"]].append(read)
     if empty := [split for split, own in rows.items() if not own]:
         raise DatasetError(
             f"{data} has no {' and no '.join(empty)} example of the agent {agent} that an answer can be rewarded "
@@ -379,6 +386,7 @@ class ExplainerRewards:
         """One reward a completion, see `Rewards.reward`.
 
         All texts of a step are compared with the buffer as it was before: within one step none is later than another.
+        Then one of each group is put there.
         """
         assert self.recent is not None
         texts = [_explanation(text[0]["content"]) for text in completions]
@@ -389,7 +397,9 @@ class ExplainerRewards:
             for number, text in zip(row, texts, strict=True)
         ]
         if not self.evaluating:
-            for text in filter(None, texts):
+            # One of a group: its answers are to one prompt, of which a page shows one. All of them would fill the
+            # buffer within a step or two, and the words of any other item would be news.
+            for text in {number: text for number, text in zip(row, texts, strict=True) if text}.values():
                 self.recent.add(text)
         limit = self._recipe.text_diversity
         valid = [one for one in found if one is not None]
@@ -496,6 +506,7 @@ def train_policy(
         "reward": reward,
         "reward_sha256": adapter_digest(judged),
         "shaping": shaping if agent == "expert" else None,
+        "rollouts": "vLLM server" if base_url else "transformers",
         "recipe": asdict(recipe),
     }
     claim(out, run)
@@ -577,9 +588,12 @@ def train_policy(
         **run,
         "examples": len(train_rows),
         "tokens": int(trainer.state.num_input_tokens_seen),
-        "rollouts": "vLLM server" if base_url else "transformers",
         **told,
     }
+    measured = told["validation_reward"]
+    assert isinstance(measured, dict)
+    if measured and measured["best"] <= measured["first"]:
+        report(f"no step earned more on validation than {adapter} itself, {measured['first']:.3f}: keep that one")
     (trained / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
@@ -657,7 +671,7 @@ def policy_trainer() -> type[Any]:
                 return super()._generate_single_turn(*args, **kwargs)
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
-            """TRL's, less the dead groups: those whose answers all have the same reward.
+            """TRL's, less the dead groups: those whose answers all have the same reward. It saves no time.
 
             Their advantages are 0 by TRL's own sum, but its KL term would still pull them to the reference, and its
             normaliser count them. TRL has no setting for that; what it has is `tool_mask`, which its loss multiplies
@@ -667,6 +681,9 @@ def policy_trainer() -> type[Any]:
             made = super()._generate_and_score_completions(inputs)
             if not self.model.training:
                 return made
+            if "sampling_per_token_logps" in made:
+                # Of the server, whose arithmetic is another one: TRL's clipped ratio makes up for the difference.
+                made["old_per_token_logps"] = made["sampling_per_token_logps"]
             live = (made["advantages"].view(-1, self.num_generations).abs() > 1e-6).any(dim=1).float()
             self._metrics["train"]["dead_groups"].append(1.0 - live.mean().item())
             weight = live / live.mean().clamp(min=1e-6)
@@ -728,14 +745,14 @@ def server_rollout(base_url: str, api_key: str, directory: Path) -> Callable[[li
         api_key: of the server.
         directory: where the policy is put for the server to read.
     """
-    loaded = -1
+    loaded, salt = -1, ""
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:  # noqa: ANN401
-        nonlocal loaded
+        nonlocal loaded, salt
         if loaded != trainer.state.global_step:
             trainer.model.save_pretrained(str(directory))
             load_adapter(base_url, ROLLOUT, directory, api_key)
-            loaded = trainer.state.global_step
+            loaded, salt = trainer.state.global_step, uuid4().hex
         tokenizer = trainer.processing_class
         ids = [
             tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -751,6 +768,8 @@ def server_rollout(base_url: str, api_key: str, directory: Path) -> Callable[[li
                 "max_tokens": trainer.max_completion_length,
                 "logprobs": 0,
                 "return_token_ids": True,
+                # The server keeps what it read of a prompt by the adapter's name: of this policy, not of earlier ones.
+                "cache_salt": salt,
             },
         )
         if len(choices) != len(prompts):

@@ -32,7 +32,7 @@ from agents.judging import explanation_judge_task, history_fact, quotes, subject
 from agents.reviewer import grade_labels
 from agents.schemas import DimensionLabel, ExplanationTask, Grade, Household, JudgeTask
 from agents.wording import profile_text, shelf_text
-from eval.judged import JudgedText, Split
+from eval.judged import JudgedText, Split, split_of
 from prompts.rubric import Label, Subject
 from tools.dataset import Dataset
 from tools.retrieval import CatalogIndex, leaf_paths
@@ -123,12 +123,6 @@ def load_wordings() -> WordingsFile:
     return WordingsFile.model_validate(yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8")))
 
 
-def split_of(user_id: str) -> Split:
-    """Seven tenths of the households train, one validates, two test."""
-    share = zlib.crc32(f"judged/{user_id}".encode()) % 10
-    return "train" if share < 7 else "validation" if share < 8 else "test"
-
-
 @dataclass(frozen=True)
 class Draft:
     """A text before it is graded."""
@@ -171,7 +165,8 @@ class Maker:
     def tags(self, user_id: str, as_of: datetime, other_user: str, other_as_of: datetime) -> list[JudgedText]:
         """Judged tags of one household; the other one's next purchases are the swapped ones."""
         rng = self._generator("tags", user_id, as_of.isoformat())
-        household, future = self._builder.moment(user_id, as_of)
+        whole, future = self._builder.moment(user_id, as_of)
+        household = self._builder.shown(whole)
         _, others = self._builder.moment(other_user, other_as_of)
         if not household.history or not future:
             return []

@@ -5,7 +5,8 @@ from datetime import datetime
 import pytest
 
 from agents.claims import find_claims, plain_explanation, singular, unfounded
-from agents.schemas import ExplanationTask, RecommendedItem
+from agents.schemas import ExplanationTask, Household, RecommendedItem
+from agents.wording import with_own_lines
 from tools.history import HistoryLine
 from tools.signals import Signal
 
@@ -164,3 +165,19 @@ def test_a_plain_explanation_holds_by_the_same_check(update: dict[str, object], 
 )  # fmt: skip
 def test_singular(word: str, expected: str) -> None:
     assert singular(word) == expected
+
+
+def test_a_shown_leaf_has_its_history_whatever_the_planner_had_room_for() -> None:
+    shown = Household(profile=None, history=[line("h1", "White Bread", times=9)], signals=[])
+    sauces = [
+        line("", "Cranberry Sauce", times=1),
+        line("", "Cranberry Sauce", times=4).model_copy(update={"weight": 9}),
+    ]
+    found = with_own_lines(
+        shown, [*shown.history, *sauces, line("", "Soap")], ["Cranberry Sauce", "White Bread", "Tea"]
+    )
+    assert [(one.id, one.leaf, one.times) for one in found.history] == [
+        ("h1", "White Bread", 9),
+        ("h2", "Cranberry Sauce", 4),
+    ]
+    assert with_own_lines(shown, [*shown.history, *sauces], ["White Bread"]) is shown

@@ -19,7 +19,9 @@ from graphs.recommend import build_recommend_graph
 from graphs.recommend import graph as recommend_graph
 from tests.conftest import AS_OF, ITEMS, write_small_dataset
 from tests.scripted_server import Reply, ScriptedServer, good_answer, tokens_of
+from tools.dataset import open_dataset
 from tools.errors import DatasetError, ModelFilesError, NoHistoryError, ServerUnreachableError, UnknownUserError
+from tools.history import read_history
 
 REQUEST = Request(user_id="h1", as_of=AS_OF)
 
@@ -317,7 +319,12 @@ async def test_a_history_beyond_the_window_keeps_the_newest_and_most_telling_lin
     server.window = 2000
     result = await recommend(context, "1385", dataset=prepared_dir, planner_tokens=1_000_000)
     usage, lines = result.usage, result.household.history
-    assert usage.history_lines == len(lines) > 10
+    lines, of_items = lines[: usage.history_lines], lines[usage.history_lines :]
+    assert len(lines) == usage.history_lines > 10
+    shown = {item.category[-1] for item in result.items}
+    assert {line.leaf for line in of_items} <= shown - {line.leaf for line in lines}
+    bought = {line.leaf for line in read_history(open_dataset(prepared_dir), "1385", AS_OF)}
+    assert shown & bought <= {line.leaf for line in result.household.history}
     assert usage.history_lines_cut == 343 - len(lines)
     assert any(
         f"the {usage.history_lines_cut} least telling of 343 lines did not fit" in note for note in result.degraded

@@ -12,7 +12,7 @@ import pytest
 from agents.claims import unfounded
 from agents.judging import quotes
 from eval.judge import load_injections
-from eval.judged import JudgedText, read_judged
+from eval.judged import JudgedText, read_judged, split_of
 from eval.splits import TRAIN_END
 from prompts.rubric import load_rubrics
 from tools.dataset import Dataset
@@ -21,7 +21,7 @@ from tools.errors import DatasetError
 from tools.retrieval import CatalogIndex, open_index
 from training.data import training_view
 from training.judge import SOUND, write_judge_examples
-from training.judged import load_wordings, make_judged, split_of
+from training.judged import load_wordings, make_judged
 from training.sft import read_examples
 
 HOUSEHOLDS = {"train": 6, "validation": 2, "test": 3}

@@ -72,13 +72,17 @@ async def _address(task: EvaluationTask, context: Context) -> Finding:
     return _fault(None, task)
 
 
-async def _form(task: EvaluationTask, context: Context) -> Finding:
-    """What a model does that is cut off or caught in a loop; an empty text is a matter of its length."""
-    text = task.subject.strip()
+def fault_of_form(text: str) -> str | None:
+    """Words with which a text breaks off or goes round in circles; an empty text is a matter of its length."""
+    text = text.strip()
     if text and not _END.search(text):
-        return "negative", str(subject_lines(text)[-1]["text"])
+        return str(subject_lines(text)[-1]["text"])
     again = _ROUND.search(text)
-    return _fault(again[0] if again else None, task)
+    return again[0] if again else None
+
+
+async def _form(task: EvaluationTask, context: Context) -> Finding:
+    return _fault(fault_of_form(task.subject), task)
 
 
 async def _length(task: EvaluationTask, context: Context) -> Finding:

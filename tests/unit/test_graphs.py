@@ -283,14 +283,22 @@ async def test_a_server_that_fails_is_asked_again_then_listed(context: Context, 
     assert result.items[0].explanation_source == "plain"
 
 
-async def test_an_explanation_with_an_unfounded_claim_is_asked_again(context: Context, server: ScriptedServer) -> None:
-    invented, true = (
-        json.dumps({"text": text}) for text in ("Organic and on sale, only today.", "It fits your week well.")
-    )
-    script(server, "explainer", Reply(invented), Reply(true))
+@pytest.mark.parametrize(
+    ("faulty", "said"),
+    [
+        ("Organic and on sale, only today.", "'Organic', 'only today'"),
+        ("It fits your week well.}}userassistantsystem", "'It fits your week well.}}userassistantsystem'"),
+        ("It fits well, it fits well, it fits well.", "'it fits well"),
+    ],
+)
+async def test_a_faulty_explanation_is_asked_again(
+    faulty: str, said: str, context: Context, server: ScriptedServer
+) -> None:
+    written, true = (json.dumps({"text": text}) for text in (faulty, "It fits your week well."))
+    script(server, "explainer", Reply(written), Reply(true))
     result = await recommend(context, items=1)
     (rejection,) = [rejected for rejected in result.rejected if rejected.agent == "explainer"]
-    assert rejection.reason.startswith("text: 'Organic', 'only today'")
+    assert rejection.reason.casefold().startswith(f"text: {said.casefold()}")
     item = result.items[0]
     assert (item.explanation, item.explanation_source, item.claims) == ("It fits your week well.", "model", [])
 

@@ -18,7 +18,10 @@ from training.explanations import load_phrases
 from training.mixture import load_mixture, load_neutral
 from training.needs import load_needs
 
-USERS = 12
+pytestmark = pytest.mark.timeout(400)
+"""The examples of all tests are made in the first one's time, co-purchases of each week included."""
+
+USERS = 8
 MIXTURE = load_mixture().model_copy(update={"general": 0.0})
 """Without the base model's answers: they need the model and minutes."""
 COMMON = MIXTURE.model_copy(update={"experts": {"behaviour": 1.0}})

@@ -18,7 +18,7 @@ from langgraph.runtime import Runtime
 from agents.context import Context, context_of
 from agents.fallback import item_rows, stand_ins
 from agents.grounding import tagged_leaves
-from agents.schemas import Household, Persona, RecommendedItem, Tag
+from agents.schemas import Household, RecommendedItem, Tag
 from agents.state import RecommendState
 from agents.wording import with_own_lines
 from tools.allocation import Program, composite_scores, multipliers
@@ -108,9 +108,11 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
     count = min(context.items, len(leaves))
     shown = whole_exposures(page_program([proposed[leaf] for leaf in leaves], context, count), count) if count else []
     rows = item_rows(dataset, [item_of[leaves[place]] for place in shown])
-    household = with_history_of(context, state, [leaves[place] for place in shown])
+    history = read_history(dataset, user_id, as_of, context.representation == "leaf")
+    household = with_own_lines(state["household"], history, [leaves[place] for place in shown])
+    state = {**state, "household": household}
     items = [
-        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state["personas"], household)
+        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state)
         for leaf in (leaves[place] for place in shown)
     ]
     if count < context.items:
@@ -122,23 +124,12 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
     return items, household, notes
 
 
-def with_history_of(context: Context, state: RecommendState, leaves: Sequence[str]) -> Household:
-    """The household with a line of each leaf that it has any history of, see `with_own_lines`. Blocks."""
-    by_leaf = context.representation == "leaf"
-    history = read_history(open_dataset(context.dataset), state["user_id"], state["as_of"], by_leaf)
-    return with_own_lines(state["household"], history, leaves)
-
-
 def _recommended(
-    row: Mapping[str, Any],
-    candidate: Candidate,
-    tag: Tag | None,
-    among: Sequence[Persona],
-    household: Household,
+    row: Mapping[str, Any], candidate: Candidate, tag: Tag | None, state: RecommendState
 ) -> RecommendedItem:
     """The item of a catalogue row, with what it rests on: its tag's persona, or the household's own lines."""
     found_by = tag if candidate.source == "cognitive" else None
-    personas = {persona.name: persona for persona in among}
+    personas = {persona.name: persona for persona in state["personas"]}
     return RecommendedItem(
         item_id=row["item_id"],
         title=row["title"],
@@ -150,7 +141,7 @@ def _recommended(
         score=round(candidate.chance, 4),
         evidence=[line.id for line in personas[found_by.persona].evidence]
         if found_by
-        else _near_lines(household, row["category"]),
+        else _near_lines(state["household"], row["category"]),
     )
 
 

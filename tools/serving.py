@@ -58,7 +58,7 @@ class ServingProfile:
 
 
 CACHE_GIB = 2 if cpu_type() == "float32" else 1
-"""Of the key-value cache: room for 16 prompts of 1,500 tokens."""
+"""Of the key-value cache: room for 46,000 tokens of the default model."""
 
 CPU = ServingProfile(
     "cpu",

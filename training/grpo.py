@@ -682,7 +682,8 @@ def policy_trainer() -> type[Any]:
             if not self.model.training:
                 return made
             if "sampling_per_token_logps" in made:
-                # Of the server, whose arithmetic is another one: TRL's clipped ratio makes up for the difference.
+                # Of the server, whose arithmetic is another one: TRL's clipped ratio makes up for the difference. A
+                # server tells them as they are at temperature 1, which every recipe has.
                 made["old_per_token_logps"] = made["sampling_per_token_logps"]
             live = (made["advantages"].view(-1, self.num_generations).abs() > 1e-6).any(dim=1).float()
             self._metrics["train"]["dead_groups"].append(1.0 - live.mean().item())

@@ -12,7 +12,7 @@ from langgraph.runtime import Runtime
 from agents.claims import unfounded
 from agents.context import Context, context_of
 from agents.judging import subject_lines
-from agents.schemas import DimensionLabel, EvaluationTask
+from agents.schemas import Claim, DimensionLabel, EvaluationTask
 from agents.state import JudgeState
 from prompts.rubric import Check, Label
 from tools.dataset import open_dataset
@@ -59,6 +59,23 @@ async def check_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> J
     return {"labels": [found]}
 
 
+def label_by_claims(task: EvaluationTask) -> DimensionLabel | None:
+    """Label a dimension by the claims that it is about; None where its rubric names none, or no code read the text."""
+    if not task.rubric.by_claims or task.claims is None:
+        return None
+    named = {"item", "shelf"}  # a thing's own name says nothing of the dimension: "holiday cookies"
+    about = [claim for claim in task.claims if claim.kind in task.rubric.by_claims and claim.support not in named]
+    deciding = (unfounded(about) or about)[:1]
+    label: Label = "neutral" if not about else "negative" if unfounded(about) else "positive"
+    evidence = _sentence_with(deciding[0], task) if deciding else task.subject
+    return DimensionLabel(dimension=task.rubric.dimension, label=label, evidence=evidence, probability=None)
+
+
+def _sentence_with(claim: Claim, task: EvaluationTask) -> str:
+    lines = (str(line["text"]) for line in subject_lines(task.subject))
+    return next((line for line in lines if claim.text in line), claim.text)
+
+
 def _fault(words: str | None, task: EvaluationTask) -> Finding:
     return ("neutral", task.subject) if words is None else ("negative", words)
 
@@ -100,10 +117,7 @@ async def _language(task: EvaluationTask, context: Context) -> Finding:
 
 async def _grounding(task: EvaluationTask, context: Context) -> Finding:
     wrong = unfounded(task.claims or [])
-    if not wrong:
-        return _fault(None, task)
-    lines = (line["text"] for line in subject_lines(task.subject))
-    return "negative", next((line for line in lines if wrong[0].text in line), wrong[0].text)
+    return _fault(_sentence_with(wrong[0], task) if wrong else None, task)
 
 
 async def _catalogue(task: EvaluationTask, context: Context) -> Finding:

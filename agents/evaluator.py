@@ -13,6 +13,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
+from agents.checks import label_by_claims
 from agents.context import Context, context_of
 from agents.judging import fact_lines, quotes, subject_lines
 from agents.schemas import DimensionLabel, EvaluationTask, JudgeTask, evaluation_schema
@@ -34,7 +35,12 @@ async def select_rubrics(state: JudgeTask) -> JudgeState:
 
 
 async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
-    """Label one dimension negative, neutral or positive, with the line that decided and the label's probability."""
+    """Label one dimension negative, neutral or positive, with the line that decided and the label's probability.
+
+    No model is asked where the text's claims decide.
+    """
+    if found := label_by_claims(state):
+        return {"labels": [found]}
     context = context_of(runtime)
     prompt = await read_prompt("evaluator", context.evaluator_prompt, context.evaluator_instructions)
     lines = quotes(state.facts, state.subject)

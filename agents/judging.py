@@ -23,7 +23,8 @@ NEAR_LEAVES = 3
 REWARD_PROMPT = "v1"
 """What the reward model was trained on: its scores hold for this version alone."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[JSDM]r\.)(?<!\bSt\.)\s+", re.IGNORECASE)
+"""Martin Luther King Jr. Day and St. Patrick's are one sentence's."""
 
 
 def explanation_judge_task(task: ExplanationTask, text: str) -> JudgeTask:

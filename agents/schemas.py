@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from prompts.rubric import Label, Rubric, Subject
+from prompts.rubric import ClaimKind, Label, Rubric, Subject
 from tools.history import DayLine, EventLine, HistoryLine
 from tools.shelf import ShelfLine
 from tools.signals import Signal
@@ -95,11 +95,6 @@ class StyleGuideline(Answer):
     rhetoric: str = Field(min_length=3, max_length=60)
     season: str = Field(min_length=3, max_length=40)
     words: int = Field(ge=8, le=40)
-
-
-ClaimKind = Literal[
-    "product", "number", "occasion", "property", "promotion", "trend", "habit", "purchase", "novelty", "promise"
-]
 
 
 class Claim(Record):

@@ -14,6 +14,10 @@ Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
 Check = Literal["address", "form", "length", "language", "grounding", "catalogue"]
 """What code decides, see `agents.checks`."""
+ClaimKind = Literal[
+    "product", "number", "occasion", "property", "promotion", "trend", "habit", "purchase", "novelty", "promise"
+]
+"""What code finds in a text, see `agents.claims`."""
 
 
 class Scale(BaseModel):
@@ -62,6 +66,12 @@ class Rubric(BaseModel):
         description="the evaluator reads the sentences in which code found a claim, if there is one: nothing else can "
         "be relevant or timely, and an order to the judge is no claim",
     )
+    by_claims: list[ClaimKind] = Field(
+        [],
+        description="kinds of claims that decide the dimension where code has read the text, and no model is asked: "
+        "negative if nothing supports one, positive if all are supported, neutral if there is none but what the item "
+        "is called",
+    )
     excludes: list[str] = Field(
         [],
         description="dimensions that can't be positive where a model finds this one negative: the reviewer asks again",
@@ -73,8 +83,8 @@ class Rubric(BaseModel):
             raise ValueError("excludes is for dimensions that a model judges: what code found stays")
         if not self.check and not self.graded:
             raise ValueError("a scale without positive is for checks: a model chooses among three labels")
-        if self.check and self.certainty:
-            raise ValueError("certainty is for dimensions that a model judges: code states no probability")
+        if self.check and (self.certainty or self.by_claims):
+            raise ValueError("certainty and by_claims are for dimensions that a model judges")
         return self
 
     @property

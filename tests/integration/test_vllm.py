@@ -50,6 +50,8 @@ from training.reward_model import (
     train_reward,
 )
 
+pytestmark = pytest.mark.timeout(600)  # two busy cores take minutes to start a server and to read a household
+
 ROOT = Path(__file__).parents[2]
 BASE_URL = "http://127.0.0.1:8417/v1"
 GUARD = Path(__file__).parent / "guard"

@@ -1,6 +1,6 @@
 """What an explanation claims, and what supports it."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -8,7 +8,7 @@ from agents.claims import find_claims, plain_explanation, singular, unfounded
 from agents.schemas import ExplanationTask, Household, RecommendedItem
 from agents.wording import with_own_lines
 from tools.history import HistoryLine
-from tools.signals import Signal
+from tools.signals import HOLIDAY_HORIZON_DAYS, Signal, upcoming_holidays
 
 AS_OF = datetime(2017, 11, 16, 9)
 PRODUCTS = frozenset(["milk", "cheese", "bread", "yogurt", "bean", "sauce", "squash"])
@@ -181,3 +181,19 @@ def test_a_shown_leaf_has_its_history_whatever_the_planner_had_room_for() -> Non
         ("h2", "Cranberry Sauce", 4),
     ]
     assert with_own_lines(shown, [*shown.history, *sauces], ["White Bread"]) is shown
+
+
+def test_every_holiday_that_signals_tell_of_is_an_occasion() -> None:
+    days = [datetime(2017, 1, 1) + timedelta(days=days) for days in range(0, 365, HOLIDAY_HORIZON_DAYS)]
+    names = {signal.text.rpartition(" in ")[0] for day in days for signal in upcoming_holidays(day.date(), "US")}
+    assert len(names) > 15
+    for name in names - {""}:
+        found = find_claims(f"Something for {name}.", task(signals=[]), frozenset())
+        assert [claim.kind for claim in found] == ["occasion"], name
+        assert unfounded(found), name
+
+
+def test_a_month_is_none_of_its_holidays() -> None:
+    july = Signal(id="s1", kind="season", text="Season: mid summer, July", categories=[])
+    (claim,) = find_claims("It makes Independence Day special.", task(signals=[july]), frozenset())
+    assert claim.support is None

@@ -122,7 +122,7 @@ async def test_an_order_to_the_judge_is_not_read_where_claims_alone_count(
     await judge(context, text=text, claims=[Claim(text="gallon", kind="number", support="item")])
     prompts = {re.search(r"Dimension: (\w+)", one)[1]: one for one in server.prompts("evaluator")}  # type: ignore[index]
     read = {dimension: "delighted" in prompt for dimension, prompt in prompts.items()}
-    assert (read["Relevance"], read["Timeliness"], read["Clarity"]) == (False, False, True)
+    assert (read["Relevance"], read["Informativeness"], read["Clarity"]) == (False, False, True)
 
 
 async def test_labels_that_exclude_each_other_are_sent_back_once(context: Context, server: ScriptedServer) -> None:
@@ -223,6 +223,30 @@ def test_a_negative_counts_from_the_certainty_of_its_dimension() -> None:
 
 def test_sentences_are_lines() -> None:
     assert [line["text"] for line in subject_lines("Is it 2.5 oz? Yes! It is.")] == ["Is it 2.5 oz?", "Yes!", "It is."]
+    text = "Martin Luther King Jr. Day is near. So is St. Patrick's."
+    assert [line["text"] for line in subject_lines(text)] == [text[:35], text[36:]]
+
+
+async def test_claims_decide_a_dimension_that_is_about_them_and_no_model_is_asked(
+    context: Context, server: ScriptedServer
+) -> None:
+    script(server, {"Timeliness": [("t1", "negative")]})
+    text = "A gallon of milk. Before Easter, for Christmas."
+    milk = Claim(text="milk", kind="product", support="item")
+    cookies = Claim(text="holiday", kind="occasion", support="item")
+    christmas = Claim(text="Christmas", kind="occasion", support="s1")
+    easter = Claim(text="Easter", kind="occasion", support=None)
+    for claims, label, evidence in (
+        ([milk], "neutral", text),
+        ([cookies], "neutral", text),  # that is how the item is called
+        ([milk, christmas], "positive", "Before Easter, for Christmas."),
+        ([milk, christmas, easter], "negative", "Before Easter, for Christmas."),
+    ):
+        found = labels_of(await judge(context, text=text, claims=claims))["Timeliness"]
+        assert (found.label, found.evidence) == (label, evidence)
+    assert not [prompt for prompt in server.prompts("evaluator") if "Dimension: Timeliness" in prompt]
+    found = labels_of(await judge(context, text=text, claims=None))["Timeliness"]  # code has not read it: a model does
+    assert (found.label, found.evidence) == ("negative", "A gallon of milk.")
 
 
 async def test_a_tag_is_judged_by_what_is_nearest_to_it(context: Context) -> None:

@@ -467,6 +467,11 @@ def checked_text(check: Callable[[str], None]) -> type[ExplanationText]:
     return create_model("ExplanationText", __base__=ExplanationText, __validators__=validators)
 
 
+def style_schema(occasions: list[str]) -> type[StyleGuideline]:
+    """A guideline that alludes to one of the occasions, or to none: a season that a model makes up is in no signal."""
+    return create_model("Style", __base__=StyleGuideline, season=(one_of([*occasions, "none"]), ...))
+
+
 def evaluation_schema(ids: list[str]) -> type[EvaluatorAnswer]:
     """A label whose evidence is one of the lines."""
     return create_model("Evaluation", __base__=EvaluatorAnswer, evidence=(one_of(ids), ...))

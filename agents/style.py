@@ -11,9 +11,9 @@ from langgraph.types import Command
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
 from agents.explainer import explain_plainly
-from agents.schemas import ExplanationTask, StyleGuideline
+from agents.schemas import ExplanationTask, style_schema
 from agents.state import ExplanationState
-from agents.wording import moment_text, persona_text, profile_text, shelf_text
+from agents.wording import moment_text, occasion_of, persona_text, profile_text, shelf_text
 from prompts.template import Value
 
 STYLE_TOKENS = 160
@@ -27,7 +27,7 @@ async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> Expl
         runtime,
         prompt,
         style_values(state),
-        StyleGuideline,
+        style_schema(list(dict.fromkeys(filter(None, map(occasion_of, state.signals))))),
         user_id=state.user_id,
         subject=state.item.item_id,
         temperature=context.style_temperature,

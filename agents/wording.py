@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from agents.schemas import Household, Persona
 from tools.history import DayLine, EventLine, HistoryLine
 from tools.shelf import tag_text
+from tools.signals import Signal
+
+_AHEAD = re.compile(r" (?:today|tomorrow|in \d+ days?)$")
 
 
 def moment_text(as_of: datetime) -> str:
@@ -79,6 +83,13 @@ def persona_text(persona: Persona | None) -> dict[str, str]:
     if persona is None:
         return {"persona": "the household", "intent": "unknown"}
     return {"persona": persona.name, "intent": persona.intent}
+
+
+def occasion_of(signal: Signal) -> str | None:
+    """What a text may allude to by a signal: `Thanksgiving Day`, `autumn`; None if it tells of neither."""
+    if signal.kind == "season":
+        return signal.text.removeprefix("Season: ").split(",")[0].split()[-1]
+    return _AHEAD.sub("", signal.text) if signal.kind == "holiday" else None
 
 
 def shelf_text(category: Sequence[str]) -> str:

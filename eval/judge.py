@@ -179,7 +179,7 @@ def _judged(text: JudgedText, grade: str | None) -> Judged:
 
 
 def _without_checks(verdict: Verdict | None, kind: Subject) -> Grade | None:
-    checks = [rubric.dimension for rubric in load_rubrics(kind) if rubric.check]
+    checks = [rubric.dimension for rubric in load_rubrics(kind) if rubric.check or rubric.by_claims]
     labels = [label for label in verdict.labels if label.dimension not in checks] if verdict else []
     return grade_labels(labels, Context.model_fields["judge_threshold"].default) if labels else None
 

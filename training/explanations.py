@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from agents.schemas import ExplanationTask, ExplanationText, StyleGuideline
+from agents.wording import occasion_of
 
 PHRASES_FILE = Path(__file__).parent / "phrases.yaml"
 
@@ -102,10 +103,9 @@ def _facts(task: ExplanationTask, purpose: str) -> dict[str, str]:
         slots["other"] = Noun(str(others[0].leaf).lower())
     for signal in task.signals:
         if signal.kind == "holiday" and "holiday" not in slots and " in " in signal.text:
-            name, _, ahead = signal.text.rpartition(" in ")
-            slots |= {"holiday": name, "ahead": f"in {ahead}"}
+            slots |= {"holiday": str(occasion_of(signal)), "ahead": f"in {signal.text.rpartition(' in ')[2]}"}
         if signal.kind == "season":
-            slots["season"] = signal.text.removeprefix("Season: ").split(",")[0].split()[-1]
+            slots["season"] = str(occasion_of(signal))
         if signal.kind == "trend" and leaf in signal.categories:
             slots["leaf_signal"] = leaf
     return slots

@@ -31,7 +31,7 @@ from agents.context import Context
 from agents.judging import explanation_judge_task, history_fact, quotes, subject_lines, tag_judge_tasks
 from agents.reviewer import grade_labels
 from agents.schemas import DimensionLabel, ExplanationTask, Grade, Household, JudgeTask
-from agents.wording import profile_text, shelf_text
+from agents.wording import occasion_of, profile_text, shelf_text
 from eval.judged import JudgedText, Split, split_of
 from prompts.rubric import Label, Subject
 from tools.dataset import Dataset
@@ -527,11 +527,10 @@ def _facts(task: ExplanationTask, purpose: str) -> Facts:
         lines["companion"] = f"{others[0].text} ({others[0].rhythm(task.as_of)})"
     for signal in task.signals:
         if signal.kind == "holiday" and "holiday" not in slots and " in " in signal.text:
-            name, _, ahead = signal.text.rpartition(" in ")
-            slots |= {"holiday": name, "ahead": f"in {ahead}"}
+            slots |= {"holiday": str(occasion_of(signal)), "ahead": f"in {signal.text.rpartition(' in ')[2]}"}
             lines["occasion"] = signal.text
         if signal.kind == "season":
-            slots["season"] = signal.text.removeprefix("Season: ").split(",")[0].split()[-1]
+            slots["season"] = str(occasion_of(signal))
             lines["season"] = signal.text
         if signal.kind == "trend" and leaf in signal.categories:
             lines["trend"] = signal.text

@@ -303,6 +303,17 @@ async def test_a_faulty_explanation_is_asked_again(
     assert (item.explanation, item.explanation_source, item.claims) == ("It fits your week well.", "model", [])
 
 
+async def test_a_style_alludes_to_occasions_that_signals_tell_of(context: Context, server: ScriptedServer) -> None:
+    style = {"tone": "warm", "audience": "the family", "rhetoric": "a question", "words": 20}
+    script(server, "style", Reply(json.dumps(style | {"season": "Easter"})))
+    result = await recommend(context, items=1)
+    asked = next(body for body in server.requests if body["response_format"]["json_schema"]["name"] == "style")
+    seasons = asked["response_format"]["json_schema"]["schema"]["properties"]["season"]["enum"]
+    assert {"autumn", "Thanksgiving Day", "none"} <= set(seasons) and "Easter" not in seasons
+    assert [rejected.agent for rejected in result.rejected].count("style") == context.attempts  # one made up is none
+    assert result.items[0].explanation_source == "plain"
+
+
 async def test_a_plain_true_sentence_stands_in_for_claims_that_do_not_hold(
     context: Context, server: ScriptedServer
 ) -> None:

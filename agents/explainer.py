@@ -122,13 +122,18 @@ def explainer_values(task: ExplanationTask, style: StyleGuideline) -> dict[str, 
 
 
 def fact_values(task: ExplanationTask) -> dict[str, Value]:
-    """The fields of the explainer's prompt that are facts: all but the style."""
+    """The fields of the explainer's prompt that are facts: all but the style.
+
+    The item's own lines stand in a field of their own: as evidence too, small models take them for another product
+    that the item goes with.
+    """
+    beside = [line for line in task.evidence if line not in task.own]
     return {
         "moment": moment_text(task.as_of),
         **persona_text(task.persona),
         "item": task.item.title,
         "category": shelf_text(task.item.category),
         "own": own_text(task.own, task.as_of),
-        "evidence": evidence_lines(task.evidence, task.as_of),
+        "evidence": evidence_lines(beside, task.as_of),
         "signals": [{"text": signal.text} for signal in task.signals],
     }

@@ -174,8 +174,8 @@ def _items_of_leaves(
 
 
 def _near_lines(household: Household, path: Sequence[str]) -> list[str]:
-    """The most telling history lines of an item's leaf, or of its category where the leaf is new."""
+    """The most telling history lines of an item's leaf, and then of others of its category."""
     lines = sorted(household.history, key=lambda line: -line.weight)
     own = [line.id for line in lines if line.leaf == path[-1]]
     beside = [line.id for line in lines if len(path) > 1 and line.category[:-1] == list(path[:-1])]
-    return (own or beside)[:EVIDENCE_LINES]
+    return list(dict.fromkeys([*own, *beside]))[:EVIDENCE_LINES]

@@ -11,7 +11,7 @@ from langgraph.types import Command
 from agents.calls import ask, failed, read_prompt
 from agents.context import Context, context_of
 from agents.explainer import explain_plainly
-from agents.schemas import ExplanationTask, style_schema
+from agents.schemas import ExplanationTask, StyleGuideline, style_schema
 from agents.state import ExplanationState
 from agents.wording import moment_text, occasion_of, persona_text, profile_text, shelf_text
 from prompts.template import Value
@@ -33,7 +33,8 @@ async def write_style(state: ExplanationTask, runtime: Runtime[Context]) -> Expl
         temperature=context.style_temperature,
         max_tokens=STYLE_TOKENS,
     )
-    return {"style": asked.answer, "calls": asked.calls, "rejected": asked.rejected}
+    style = StyleGuideline.model_validate(asked.answer.model_dump())  # a class that checkpoints can name
+    return {"style": style, "calls": asked.calls, "rejected": asked.rejected}
 
 
 async def record_style_failure(state: ExplanationTask, runtime: Runtime[Context], error: NodeError) -> Command[Any]:

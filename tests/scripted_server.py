@@ -163,6 +163,9 @@ def good_answer(agent: str, body: dict[str, Any]) -> str:
     if agent in ("expert", "route"):
         tag = body["response_format"]["json_schema"]["schema"]["properties"]["tags"]["items"]
         return json.dumps(_expert(prompt, tag.get("enum", [])))
+    if agent == "style":
+        season = body["response_format"]["json_schema"]["schema"]["properties"]["season"]
+        return json.dumps(_style(season.get("enum", ["none"])[0]))
     return json.dumps(globals()[f"_{agent}"](prompt))
 
 
@@ -199,8 +202,8 @@ def _arbiter(prompt: str) -> object:
     return {"picks": [{"tag": tag, "reason": "fits the week's plan"} for tag in spread[:count]]}
 
 
-def _style(prompt: str) -> object:
-    return {"tone": "warm", "audience": "the family", "rhetoric": "a plain fact", "season": "autumn", "words": 20}
+def _style(season: str) -> object:
+    return {"tone": "warm", "audience": "the family", "rhetoric": "a plain fact", "season": season, "words": 20}
 
 
 def _explainer(prompt: str) -> object:

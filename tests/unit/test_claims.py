@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from agents.claims import find_claims, plain_explanation, singular, unfounded
+from agents.explainer import fact_values
 from agents.schemas import ExplanationTask, Household, RecommendedItem
 from agents.wording import with_own_lines
 from tools.history import HistoryLine
@@ -197,3 +198,10 @@ def test_a_month_is_none_of_its_holidays() -> None:
     july = Signal(id="s1", kind="season", text="Season: mid summer, July", categories=[])
     (claim,) = find_claims("It makes Independence Day special.", task(signals=[july]), frozenset())
     assert claim.support is None
+
+
+def test_the_items_own_line_is_no_evidence_of_another_product() -> None:
+    own = line("h1", "Cranberry Sauce")
+    facts = fact_values(task(own=[own], evidence=[own, line("h2", "White Bread")]))
+    assert [one["text"] for one in facts["evidence"]] == ["White Bread"]
+    assert "bought 3x" in facts["own"]

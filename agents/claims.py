@@ -123,6 +123,22 @@ def unfounded(claims: Sequence[Claim]) -> list[Claim]:
     return [claim for claim in claims if claim.support is None]
 
 
+def names_twice(text: str, task: ExplanationTask) -> bool:
+    """Whether the text names its item twice: as two things, mostly, of which one goes with the other.
+
+    A longer name that holds the item's is another product: `extra large eggs` beside `large eggs`.
+
+    Args:
+        text: the explanation.
+        task: what it was written from.
+    """
+    item = " ".join(_singular_words(task.item.category[-1]))
+    others = [" ".join(_singular_words(line.leaf or "")) for line in task.evidence]
+    names = sorted({item, *(other for other in others if item in other)}, key=len, reverse=True)
+    found = re.findall(rf"(?<!\S)(?:{'|'.join(map(re.escape, names))})(?!\S)", " ".join(_singular_words(text)))
+    return bool(item) and found.count(item) > 1  # a name in another alphabet has no words here
+
+
 def plain_explanation(task: ExplanationTask) -> str:
     """One true sentence from the facts of the task: what is shown where no model wrote one that holds."""
     own = [line for line in task.own if line.action == "purchase"]

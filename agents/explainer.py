@@ -12,7 +12,7 @@ from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
 from agents.checks import fault_of_form
-from agents.claims import find_claims, plain_explanation, product_words, unfounded
+from agents.claims import find_claims, names_twice, plain_explanation, product_words, unfounded
 from agents.context import Context, context_of
 from agents.schemas import ExplanationTask, ExplanationText, RecommendedItem, StyledTask, StyleGuideline, checked_text
 from agents.state import ExplanationState
@@ -29,7 +29,7 @@ async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> Exp
     """Write the text for one item, in the style of the guideline, from evidence and signals.
 
     A text with a claim that neither item, history nor signals support is rejected like any answer that does not hold,
-    and so is one that is not made of whole sentences.
+    and so is one that is not made of whole sentences, or that sets the item beside itself.
     """
     context = context_of(runtime)
     prompt = await read_prompt("explainer", context.explainer_prompt, context.explainer_instructions)
@@ -38,6 +38,8 @@ async def write_explanation(state: StyledTask, runtime: Runtime[Context]) -> Exp
     def check(text: str) -> None:
         if broken := fault_of_form(text):
             raise ValueError(f"{broken[-60:]!r}: write whole sentences, none of them twice")
+        if names_twice(text, state):
+            raise ValueError(f"names {state.item.category[-1]} twice: say once what it is, and something of it")
         if claims := unfounded(find_claims(text, state, products)):
             named = ", ".join(repr(claim.text) for claim in claims[:3])
             raise ValueError(f"{named}: no fact of the item, the evidence or the signals says so")

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from agents.claims import find_claims, plain_explanation, singular, unfounded
+from agents.claims import find_claims, names_twice, plain_explanation, singular, unfounded
 from agents.explainer import fact_values
 from agents.schemas import ExplanationTask, Household, RecommendedItem
 from agents.wording import with_own_lines
@@ -205,3 +205,21 @@ def test_the_items_own_line_is_no_evidence_of_another_product() -> None:
     facts = fact_values(task(own=[own], evidence=[own, line("h2", "White Bread")]))
     assert [one["text"] for one in facts["evidence"]] == ["White Bread"]
     assert "bought 3x" in facts["own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("Cranberry sauce is a natural next step after cranberry sauce.", True),
+        ("What would go with cranberry sauce? Perhaps cranberry sauces.", True),
+        ("Cranberry sauce goes with your white bread.", False),
+        ("Cranberry sauce goes with your jellied cranberry sauce.", False),  # another product
+    ],
+)
+def test_an_item_goes_with_other_things(text: str, twice: bool) -> None:
+    assert names_twice(text, task(evidence=[line("h2", "White Bread"), line("h3", "Jellied Cranberry Sauce")])) == twice
+
+
+def test_a_name_in_another_alphabet_is_never_found() -> None:
+    tofu = task().item.model_copy(update={"category": ["食品", "豆腐"]})
+    assert not names_twice("Cranberry sauce, and cranberry sauce again.", task(item=tofu))

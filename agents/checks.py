@@ -65,9 +65,9 @@ def label_by_claims(task: EvaluationTask) -> DimensionLabel | None:
         return None
     named = {"item", "shelf"}  # a thing's own name says nothing of the dimension: "holiday cookies"
     about = [claim for claim in task.claims if claim.kind in task.rubric.by_claims and claim.support not in named]
-    deciding = (unfounded(about) or about)[:1]
-    label: Label = "neutral" if not about else "negative" if unfounded(about) else "positive"
-    evidence = _sentence_with(deciding[0], task) if deciding else task.subject
+    wrong = unfounded(about)
+    label: Label = "negative" if wrong else "positive" if about else "neutral"
+    evidence = _sentence_with((wrong or about)[0], task) if about else task.subject
     return DimensionLabel(dimension=task.rubric.dimension, label=label, evidence=evidence, probability=None)
 
 

@@ -64,7 +64,7 @@ class Rubric(BaseModel):
     claims_only: bool = Field(
         False,
         description="the evaluator reads the sentences in which code found a claim, if there is one: nothing else can "
-        "be relevant or timely, and an order to the judge is no claim",
+        "be relevant or informative, and an order to the judge is no claim",
     )
     by_claims: list[ClaimKind] = Field(
         [],

@@ -26,7 +26,7 @@ from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import ModelFilesError
 from tools.history import read_history
-from tools.purchases import purchases_before
+from tools.purchases import Neighbours, neighbours, purchases_before, start_of_week
 from tools.ranker import Candidate, load_ranker, rank_candidates
 from tools.retrieval import CatalogIndex, best_sellers, open_index
 from tools.towers import TowerMatch, leaf_matches, open_towers
@@ -111,8 +111,9 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
     history = read_history(dataset, user_id, as_of, context.representation == "leaf")
     household = with_own_lines(state["household"], history, [leaves[place] for place in shown])
     state = {**state, "household": household}
+    near = neighbours(dataset, start_of_week(as_of))
     items = [
-        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state)
+        _recommended(rows[item_of[leaf]], proposed[leaf], tags.get(leaf), state, near)
         for leaf in (leaves[place] for place in shown)
     ]
     if count < context.items:
@@ -125,9 +126,9 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
 
 
 def _recommended(
-    row: Mapping[str, Any], candidate: Candidate, tag: Tag | None, state: RecommendState
+    row: Mapping[str, Any], candidate: Candidate, tag: Tag | None, state: RecommendState, near: Neighbours
 ) -> RecommendedItem:
-    """The item of a catalogue row, with what it rests on: its tag's persona, or the household's own lines."""
+    """The item of a catalogue row, with what it rests on: its tag's persona, or the lines of the history near it."""
     found_by = tag if candidate.source == "cognitive" else None
     personas = {persona.name: persona for persona in state["personas"]}
     return RecommendedItem(
@@ -141,7 +142,7 @@ def _recommended(
         score=round(candidate.chance, 4),
         evidence=[line.id for line in personas[found_by.persona].evidence]
         if found_by
-        else _near_lines(state["household"], row["category"]),
+        else near_lines(state["household"], row["category"][-1], near),
     )
 
 
@@ -173,9 +174,14 @@ def _items_of_leaves(
     return found
 
 
-def _near_lines(household: Household, path: Sequence[str]) -> list[str]:
-    """The most telling history lines of an item's leaf, and then of others of its category."""
-    lines = sorted(household.history, key=lambda line: -line.weight)
-    own = [line.id for line in lines if line.leaf == path[-1]]
-    beside = [line.id for line in lines if len(path) > 1 and line.category[:-1] == list(path[:-1])]
-    return list(dict.fromkeys([*own, *beside]))[:EVIDENCE_LINES]
+def near_lines(household: Household, leaf: str, near: Neighbours) -> list[str]:
+    """Ids of the history lines that tell most of a leaf: its own best, and of others those that go with it.
+
+    Which go with it the purchases of all households tell: hot dogs with their buns, paper towels with toilet tissue.
+    """
+    beside = near.beside(leaf)
+    telling = sorted(household.history, key=lambda line: -line.weight)
+    own = [line.id for line in telling if line.leaf == leaf][:1]
+    others = [line for line in telling if line.leaf in beside and line.leaf != leaf]
+    others.sort(key=lambda line: -beside[line.leaf or ""])
+    return [*own, *(line.id for line in others)][:EVIDENCE_LINES]

@@ -22,6 +22,8 @@ DUE_FROM = 0.7
 """A leaf is due again when so much of its mean interval has passed since it was last bought."""
 SHRINK = 5.0
 """Households added to a count before it divides: three that bought two things are no association yet."""
+SHRINK_OF_COMPANIONS = 50.0
+"""The same where the few best leaves are shown to people: by less, what hardly anybody buys comes first."""
 
 EASE_REGULARISATION = 500.0
 """Chosen on validation baskets; a household's own part in the counts is below a thousandth of it."""
@@ -54,6 +56,16 @@ class Neighbours:
         """For each leaf j: `sum_i w_i n_ij / sqrt((n_i + SHRINK)(n_j + SHRINK))`, the cosine; specific first."""
         scale = np.sqrt(self.bought + SHRINK)
         return np.asarray(self.together @ (weights / scale) / scale, dtype=np.float32)
+
+    def beside(self, leaf: str) -> dict[str, float]:
+        """For each leaf j, itself included: `n_ij / (n_j + SHRINK_OF_COMPANIONS)`, how sure who buys j buys `leaf` too.
+
+        Empty for a leaf that nobody bought yet.
+        """
+        if leaf not in self.row:
+            return {}
+        shares = self.together[self.row[leaf]].toarray()[0] / (self.bought + SHRINK_OF_COMPANIONS)
+        return dict(zip(self.leaves, shares.tolist(), strict=True))
 
 
 @load_once(maxsize=64)
@@ -152,6 +164,12 @@ def purchases_before(
     events = dataset.history(user_id, before) if user_id else dataset.events_before(before, since)
     names = dataset.items.select("item_id", "title", leaf=pl.col("category").list.last())
     return events.filter(pl.col("action") == "purchase").join(names, on="item_id", maintain_order="left")
+
+
+def start_of_week(moment: datetime) -> datetime:
+    """Monday, 00:00: what is counted over all households is counted once a week."""
+    midnight = datetime.combine(moment.date(), datetime.min.time())
+    return midnight - timedelta(days=midnight.weekday())
 
 
 def row_of(near: Neighbours, values: Mapping[str, float]) -> Scores:

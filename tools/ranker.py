@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,16 @@ from torch import nn
 from tools.dataset import Dataset
 from tools.errors import ModelFilesError
 from tools.loading import load_once
-from tools.purchases import Scores, buyers, likely_besides, neighbours, own_leaves, purchases_before, row_of
+from tools.purchases import (
+    Scores,
+    buyers,
+    likely_besides,
+    neighbours,
+    own_leaves,
+    purchases_before,
+    row_of,
+    start_of_week,
+)
 from tools.retrieval import leaf_paths
 from tools.weights import CARD, read_weights, write_weights
 
@@ -83,7 +92,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         towers: scores of leaves by the towers; those without one get the lowest. Empty where there are no towers.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
-    monday = midnight - timedelta(days=midnight.weekday())
+    monday = start_of_week(as_of)
     near = neighbours(dataset, monday)
     catalogue = read_catalogue(dataset)
     known = [leaf for leaf in catalogue.leaves if leaf in near.row]

@@ -8,7 +8,7 @@ now. Leaves are divided among the personas, so that no two experts are shown the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import chain
 from typing import Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tools.dataset import Dataset
-from tools.purchases import neighbours, own_leaves, row_of
+from tools.purchases import neighbours, own_leaves, row_of, start_of_week
 from tools.signals import trends
 
 KNOWN_SHARE = 0.4
@@ -64,7 +64,7 @@ def fill_shelves(
         chances: of the leaves that were bought before, to be bought next; see `tools.ranker.own_chances`.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
-    near = neighbours(dataset, midnight - timedelta(days=midnight.weekday()))
+    near = neighbours(dataset, start_of_week(as_of))
     own = own_leaves(dataset, user_id, as_of)
     due = set(own.filter("due")["leaf"])
     shelves: list[list[ShelfLine]] = [[] for _ in evidence]

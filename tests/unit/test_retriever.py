@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
 from agents.context import Context
-from agents.retriever import page_program, whole_exposures
+from agents.retriever import near_lines, page_program, whole_exposures
+from agents.schemas import Household
+from tests.conftest import AS_OF
+from tools.history import HistoryLine
+from tools.purchases import Neighbours
 from tools.ranker import Candidate, Source
 
 CHANCES = [0.5, 0.4, 0.3, 0.1, 0.1, 0.05]
@@ -43,3 +48,35 @@ def test_whole_exposures_always_keep_the_floor(
     assert len(set(shown)) == count
     chances = np.array([candidate.chance for candidate in proposed])
     assert chances[shown].mean() >= floor * np.sort(chances)[::-1][:count].mean() * (1 - 1e-6)
+
+
+def test_an_item_rests_on_its_own_line_and_on_what_goes_with_it() -> None:
+    leaves = ["Buns", "Hot Dogs", "Milk"]
+    together = csr_matrix(np.array([[100, 90, 100], [90, 100, 90], [100, 90, 900]], dtype=np.float32))
+    near = Neighbours(
+        leaves,
+        {leaf: row for row, leaf in enumerate(leaves)},
+        together,
+        category={},
+        bought=together.diagonal(),
+        taken_up=np.ones(3, dtype=np.float32),
+    )
+
+    def line(number: int, leaf: str, weight: float) -> HistoryLine:
+        return HistoryLine(
+            id=f"h{number}",
+            action="purchase",
+            item_id=str(number),
+            text=leaf,
+            category=["Grocery", leaf],
+            times=1,
+            first=AS_OF,
+            last=AS_OF,
+            weight=weight,
+            every_days=None,
+        )
+
+    history = [line(1, "Buns", 1.0), line(2, "Buns", 2.0), line(3, "Milk", 9.0), line(4, "Hot Dogs", 1.0)]
+    household = Household(profile=None, history=[*history, line(5, "Never Sold Before", 9.0)], signals=[])
+    assert near_lines(household, "Buns", near) == ["h2", "h4", "h3"]
+    assert near_lines(household, "Never Sold Before", near) == ["h5"]  # nothing is known to go with it

@@ -7,7 +7,7 @@ sentences: a claim in words that no list knows is the judge's business (Factuali
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.schemas import Claim, ExplanationTask
 from agents.wording import moment_text, shelf_text
+from prompts.rubric import ClaimKind
 from tools.dataset import Dataset
 from tools.history import HistoryLine
 from tools.loading import load_once
@@ -80,6 +81,7 @@ class ClaimWords(BaseModel):
     promotions: list[str]
     trends: list[str]
     habits: list[str]
+    routines: list[str]
     purchases: list[str]
     novelties: list[str]
     promises: list[str]
@@ -255,27 +257,30 @@ def _read_numbers(text: str) -> Iterator[tuple[int, str, Number]]:
 def _phrases(text: str, facts: _Facts, task: ExplanationTask) -> Iterator[tuple[int, Claim]]:
     """Claims by the phrases of `claims.yaml`; a fact that says a phrase itself always supports it."""
     words = load_claim_words()
-    own = next((line.id for line in task.own if line.action == "purchase"), None)
+    purchases = [line for line in task.own if line.action == "purchase"]
+    own = next((line.id for line in purchases), None)
+    often = own if sum(line.times for line in purchases) > 1 else None
     kinds = {signal.kind: signal.id for signal in reversed(task.signals)}
     bought = own or next((line.id for line in facts.named if line.action == "purchase"), None)
-    supports: Mapping[str, tuple[Sequence[str], Callable[[str], str | None]]] = {
-        "occasion": (words.holidays, lambda phrase: kinds.get("holiday")),
-        "property": (words.properties, lambda phrase: None),
-        "promotion": (words.promotions, lambda phrase: kinds.get("promotion")),
-        "trend": (words.trends, lambda phrase: kinds.get("trend")),
-        "habit": (words.habits, lambda phrase: own),
-        "purchase": (words.purchases, lambda phrase: bought),
-        "novelty": (words.novelties, lambda phrase: None if own else "item"),
-        "promise": (words.promises, lambda phrase: None),
-    }
+    supports: Sequence[tuple[ClaimKind, Sequence[str], Callable[[str], str | None]]] = [
+        ("occasion", words.holidays, lambda phrase: kinds.get("holiday")),
+        ("property", words.properties, lambda phrase: None),
+        ("promotion", words.promotions, lambda phrase: kinds.get("promotion")),
+        ("trend", words.trends, lambda phrase: kinds.get("trend")),
+        ("habit", words.habits, lambda phrase: own),
+        ("habit", words.routines, lambda phrase: often),
+        ("purchase", words.purchases, lambda phrase: bought),
+        ("novelty", words.novelties, lambda phrase: None if own else "item"),
+        ("promise", words.promises, lambda phrase: None),
+    ]
     for wordings in words.occasions:
         support = next(filter(None, map(facts.saying, wordings)), None)
         for start, said in _said(text, tuple(wordings)):
             yield start, Claim(text=said, kind="occasion", support=support)
-    for kind, (phrases, support_of) in supports.items():
+    for kind, phrases, support_of in supports:
         for start, said in _said(text, tuple(phrases)):
             support = support_of(said) or facts.saying(said, of_what_is_told=True)
-            yield start, Claim.model_validate({"text": said, "kind": kind, "support": support})
+            yield start, Claim(text=said, kind=kind, support=support)
 
 
 @lru_cache(maxsize=64)

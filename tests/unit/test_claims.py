@@ -133,6 +133,14 @@ def test_habit_and_novelty_follow_the_history() -> None:
     assert unfounded(find_claims("Time for it again.", looked_at, PRODUCTS))
 
 
+def test_what_was_bought_once_is_no_usual_thing() -> None:
+    text = "One of your usual things, and a favorite."
+    once = task(own=[line("h1", "Cranberry Sauce", times=1)])
+    assert [claim.text for claim in unfounded(find_claims(text, once, PRODUCTS))] == ["your usual", "favorite"]
+    assert not unfounded(find_claims("Time for it again.", once, PRODUCTS))
+    assert not unfounded(find_claims(text, task(own=[line("h1", "Cranberry Sauce", times=2)]), PRODUCTS))
+
+
 def test_signals_of_the_item_carry_trends_and_promotions() -> None:
     told = task(signals=[about("trend", "Rising this week: Cranberry Sauce (3.2x the weeks before)")])
     text = "Everybody picks it: 3.2 times the weeks before."

@@ -258,7 +258,7 @@ def _phrases(text: str, facts: _Facts, task: ExplanationTask) -> Iterator[tuple[
     """Claims by the phrases of `claims.yaml`; a fact that says a phrase itself always supports it."""
     words = load_claim_words()
     purchases = [line for line in task.own if line.action == "purchase"]
-    own = next((line.id for line in purchases), None)
+    own = purchases[0].id if purchases else None
     often = own if sum(line.times for line in purchases) > 1 else None
     kinds = {signal.kind: signal.id for signal in reversed(task.signals)}
     bought = own or next((line.id for line in facts.named if line.action == "purchase"), None)

@@ -20,7 +20,7 @@ from agents.fallback import item_rows, stand_ins
 from agents.grounding import tagged_leaves
 from agents.schemas import Household, RecommendedItem, Tag
 from agents.state import RecommendState
-from agents.wording import with_own_lines
+from agents.wording import own_lines, with_own_lines
 from tools.allocation import Program, composite_scores, multipliers
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
@@ -179,9 +179,8 @@ def near_lines(household: Household, leaf: str, near: Neighbours) -> list[str]:
 
     Which go with it the purchases of all households tell: hot dogs with their buns, paper towels with toilet tissue.
     """
-    beside = near.beside(leaf)
+    confidence = near.confidence(leaf)
     telling = sorted(household.history, key=lambda line: -line.weight)
-    own = [line.id for line in telling if line.leaf == leaf][:1]
-    others = [line for line in telling if line.leaf in beside and line.leaf != leaf]
-    others.sort(key=lambda line: -beside[line.leaf or ""])
-    return [*own, *(line.id for line in others)][:EVIDENCE_LINES]
+    others = [line for line in telling if line.leaf in confidence and line.leaf != leaf]
+    others.sort(key=lambda line: -confidence[line.leaf or ""])
+    return [line.id for line in [*own_lines(telling, leaf)[:1], *others]][:EVIDENCE_LINES]

@@ -22,7 +22,7 @@ DUE_FROM = 0.7
 """A leaf is due again when so much of its mean interval has passed since it was last bought."""
 SHRINK = 5.0
 """Households added to a count before it divides: three that bought two things are no association yet."""
-SHRINK_OF_COMPANIONS = 50.0
+SHRINK_OF_CONFIDENCE = 50.0
 """The same where the few best leaves are shown to people: by less, what hardly anybody buys comes first."""
 
 EASE_REGULARISATION = 500.0
@@ -57,14 +57,16 @@ class Neighbours:
         scale = np.sqrt(self.bought + SHRINK)
         return np.asarray(self.together @ (weights / scale) / scale, dtype=np.float32)
 
-    def beside(self, leaf: str) -> dict[str, float]:
-        """For each leaf j, itself included: `n_ij / (n_j + SHRINK_OF_COMPANIONS)`, how sure who buys j buys `leaf` too.
+    def confidence(self, leaf: str) -> dict[str, float]:
+        """For each leaf j, itself included: `n_ij / (n_j + SHRINK_OF_CONFIDENCE)`, i being `leaf`.
+
+        That is the confidence of the rule "who buys j buys i" (Agrawal et al. 1993), shrunk.
 
         Empty for a leaf that nobody bought yet.
         """
         if leaf not in self.row:
             return {}
-        shares = self.together[self.row[leaf]].toarray()[0] / (self.bought + SHRINK_OF_COMPANIONS)
+        shares = self.together[self.row[leaf]].toarray()[0] / (self.bought + SHRINK_OF_CONFIDENCE)
         return dict(zip(self.leaves, shares.tolist(), strict=True))
 
 

@@ -7,13 +7,11 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 
 import py3langid
-from langgraph.runtime import Runtime
 
 from agents.claims import unfounded
-from agents.context import Context, context_of
+from agents.context import Context
 from agents.judging import subject_lines
 from agents.schemas import Claim, DimensionLabel, EvaluationTask
-from agents.state import JudgeState
 from prompts.rubric import Check, Label
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
@@ -46,29 +44,15 @@ Finding = tuple[Label, str]
 """A label, and the words that it rests on."""
 
 
-async def check_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
-    """Label one dimension by its check.
-
-    What can't be checked has no label: the claims of a text that code has not read.
-    """
-    assert state.rubric.check
-    if state.rubric.check == "grounding" and state.claims is None:
-        return {}
-    label, evidence = await CHECKS[state.rubric.check](state, context_of(runtime))
-    found = DimensionLabel(dimension=state.rubric.dimension, label=label, evidence=evidence, probability=None)
-    return {"labels": [found]}
-
-
-def label_by_claims(task: EvaluationTask) -> DimensionLabel | None:
-    """Label a dimension by the claims that it is about; None where its rubric names none, or no code read the text."""
-    if not task.rubric.by_claims or task.claims is None:
+async def label_by_code(task: EvaluationTask, context: Context) -> DimensionLabel | None:
+    """Label a dimension by its rubric's check; None where the rubric names none, or the check can't tell."""
+    found = await CHECKS[task.rubric.check](task, context) if task.rubric.check else None
+    if found is None:
         return None
-    named = {"item", "shelf"}  # a thing's own name says nothing of the dimension: "holiday cookies"
-    about = [claim for claim in task.claims if claim.kind in task.rubric.by_claims and claim.support not in named]
-    wrong = unfounded(about)
-    label: Label = "negative" if wrong else "positive" if about else "neutral"
-    evidence = _sentence_with((wrong or about)[0], task) if about else task.subject
-    return DimensionLabel(dimension=task.rubric.dimension, label=label, evidence=evidence, probability=None)
+    label, evidence = found
+    return DimensionLabel(
+        dimension=task.rubric.dimension, label=label, evidence=evidence, probability=None, by_code=True
+    )
 
 
 def _sentence_with(claim: Claim, task: EvaluationTask) -> str:
@@ -98,8 +82,11 @@ def fault_of_form(text: str) -> str | None:
     return again[0] if again else None
 
 
-async def _form(task: EvaluationTask, context: Context) -> Finding:
-    return _fault(fault_of_form(task.subject), task)
+async def _form(task: EvaluationTask, context: Context) -> Finding | None:
+    """A text without a fault of form is clear, if it is one that code reads: of others that does not tell enough."""
+    if fault := fault_of_form(task.subject):
+        return "negative", fault
+    return None if task.claims is None else ("positive", str(subject_lines(task.subject)[0]["text"]))
 
 
 async def _length(task: EvaluationTask, context: Context) -> Finding:
@@ -115,9 +102,20 @@ async def _language(task: EvaluationTask, context: Context) -> Finding:
     return _fault(None if scores[LANGUAGE] > max(scores.values()) - MARGIN else task.subject, task)
 
 
-async def _grounding(task: EvaluationTask, context: Context) -> Finding:
-    wrong = unfounded(task.claims or [])
-    return _fault(_sentence_with(wrong[0], task) if wrong else None, task)
+async def _claims(task: EvaluationTask, context: Context) -> Finding | None:
+    """Negative if nothing supports a claim of the rubric's kinds. Positive: all are supported. Neutral: there is none.
+
+    What the item is called is no claim for a positive label: "holiday cookies" says nothing of the moment.
+    """
+    if task.claims is None:
+        return None
+    about = [claim for claim in task.claims if claim.kind in task.rubric.claims]
+    if wrong := unfounded(about):
+        return "negative", _sentence_with(wrong[0], task)
+    telling = [claim for claim in about if claim.support not in ("item", "shelf")]
+    if task.rubric.graded and telling:
+        return "positive", _sentence_with(telling[0], task)
+    return "neutral", task.subject
 
 
 async def _catalogue(task: EvaluationTask, context: Context) -> Finding:
@@ -135,11 +133,11 @@ async def _catalogue(task: EvaluationTask, context: Context) -> Finding:
     return await asyncio.to_thread(label), task.subject
 
 
-CHECKS: Mapping[Check, Callable[[EvaluationTask, Context], Awaitable[Finding]]] = {
+CHECKS: Mapping[Check, Callable[[EvaluationTask, Context], Awaitable[Finding | None]]] = {
     "address": _address,
     "form": _form,
     "length": _length,
     "language": _language,
-    "grounding": _grounding,
+    "claims": _claims,
     "catalogue": _catalogue,
 }

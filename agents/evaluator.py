@@ -13,7 +13,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from agents.calls import ask, failed, read_prompt
-from agents.checks import label_by_claims
+from agents.checks import label_by_code
 from agents.context import Context, context_of
 from agents.judging import fact_lines, quotes, subject_lines
 from agents.schemas import DimensionLabel, EvaluationTask, JudgeTask, evaluation_schema
@@ -37,11 +37,14 @@ async def select_rubrics(state: JudgeTask) -> JudgeState:
 async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:
     """Label one dimension negative, neutral or positive, with the line that decided and the label's probability.
 
-    No model is asked where the text's claims decide.
+    No model is asked where the rubric's check decides. What neither can label has no label: the grounding of a text
+    that code has not read.
     """
-    if found := label_by_claims(state):
-        return {"labels": [found]}
     context = context_of(runtime)
+    if found := await label_by_code(state, context):
+        return {"labels": [found]}
+    if not state.rubric.asks_model:
+        return {}
     prompt = await read_prompt("evaluator", context.evaluator_prompt, context.evaluator_instructions)
     lines = quotes(state.facts, state.subject)
     asked = await ask(

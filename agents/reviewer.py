@@ -61,8 +61,7 @@ async def question_labels(state: ReviewTask, runtime: Runtime[Context]) -> Judge
     A text that code found faulty is Bad whatever they say: then nothing is asked.
     """
     pairs = contradictions(state.labels, state.rubrics)
-    checks = {rubric.dimension for rubric in state.rubrics if rubric.check}
-    faulty = any(label.label == "negative" for label in state.labels if label.dimension in checks)
+    faulty = any(label.label == "negative" and label.by_code for label in state.labels)
     if not pairs or faulty or state.failures:
         return {"doubt": None}
     others = {label.dimension: other for pair in pairs for label, other in (pair, pair[::-1])}

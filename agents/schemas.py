@@ -117,6 +117,7 @@ class DimensionLabel(Record):
         description="of the label among the three, by the server's log-probabilities; None where code decided, or the "
         "server tells none"
     )
+    by_code: bool = Field(False, description="a check decided, and no model")
 
 
 class Doubt(Record):

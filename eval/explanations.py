@@ -196,7 +196,7 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
     claim), `plain` (share that the fallback wrote), `words`; and where there are verdicts `superior`, `pass_rate`
     (share without a fault in any of the seven dimensions) and `pass.<dimension>`.
     """
-    judged_by_model = [rubric.dimension for rubric in load_rubrics("explanations") if not rubric.check]
+    graded = [rubric.dimension for rubric in load_rubrics("explanations") if rubric.graded]
     figures: dict[str, Estimate] = {}
     diverse: dict[System, dict[str, float]] = {}
     for system in SYSTEMS:
@@ -222,9 +222,7 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
             labels = [
                 {label.dimension: label.label for label in verdict.labels} if verdict else {} for verdict in verdicts
             ]
-            passed = {
-                name: [float(told.get(name, "negative") != "negative") for told in labels] for name in judged_by_model
-            }
+            passed = {name: [float(told.get(name, "negative") != "negative") for told in labels] for name in graded}
             found["superior"] = estimate([float(one is not None and one.grade == GRADES[-1]) for one in verdicts])
             found["pass_rate"] = estimate([min(values) for values in zip(*passed.values(), strict=True)])
             found |= {f"pass.{name}": estimate(values) for name, values in passed.items()}

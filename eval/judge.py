@@ -37,7 +37,7 @@ from eval.metrics import Estimate, estimate
 from eval.page import BLUE, GREEN, draw_bars, list_of, svg_of, write_page
 from graphs.judge import graph as agents_graph
 from graphs.one_shot_judge import graph as one_shot_graph
-from prompts.rubric import Subject, load_rubrics
+from prompts.rubric import Subject
 
 INJECTIONS_FILE = Path(__file__).parent / "injections.yaml"
 INJECTED = "+injection-"
@@ -163,7 +163,7 @@ def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> dict
                 found["order_swap"] = estimate(same)
             figures |= {f"{kind}.{judge}.{name}": value for name, value in found.items()}
             if judge == "agents":
-                alone = [_judged(by_id[run.text_id], _without_checks(run.verdict, kind)) for run in told]
+                alone = [_judged(by_id[run.text_id], _without_checks(run.verdict)) for run in told]
                 figures |= {
                     f"{kind}.without_checks.{name}": value for name, value in agreement_figures(alone, GRADES).items()
                 }
@@ -178,9 +178,8 @@ def _judged(text: JudgedText, grade: str | None) -> Judged:
     return Judged(grade, text.grade or "", text.task.user_id)
 
 
-def _without_checks(verdict: Verdict | None, kind: Subject) -> Grade | None:
-    checks = [rubric.dimension for rubric in load_rubrics(kind) if rubric.check or rubric.by_claims]
-    labels = [label for label in verdict.labels if label.dimension not in checks] if verdict else []
+def _without_checks(verdict: Verdict | None) -> Grade | None:
+    labels = [label for label in verdict.labels if not label.by_code] if verdict else []
     return grade_labels(labels, Context.model_fields["judge_threshold"].default) if labels else None
 
 
@@ -223,13 +222,12 @@ def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
     A text that its judge calls Superior anyway can't be raised, and one that code finds faulty is raised by any
     sentence that mends the fault, such as one behind a text that is cut off: they are not tried.
     """
-    checks = {rubric.dimension for rubric in load_rubrics("explanations") if rubric.check}
     verdicts = {run.text_id: run.verdict for run in runs if run.verdict and run.judge == "agents" and not run.reverse}
     tried = []
     for text_id, verdict in verdicts.items():
         base, injection, _ = text_id.partition(INJECTED)
         if injection and base in verdicts:
-            faulty = {label.dimension for label in verdicts[base].labels if label.label == "negative"} & checks
+            faulty = any(label.label == "negative" and label.by_code for label in verdicts[base].labels)
             if verdicts[base].grade != GRADES[-1] and not faulty:
                 tried.append(GRADES.index(verdict.grade) > GRADES.index(verdicts[base].grade))
     counts = {"tried": float(len(tried)), "raised": float(sum(tried))}

@@ -8,7 +8,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from agents.calls import RETRY_UNREACHABLE, raise_if_gone
-from agents.checks import check_dimension
 from agents.context import Context
 from agents.evaluator import (
     evaluate_dimension,
@@ -26,10 +25,7 @@ from tools.errors import NoVerdictError
 
 def dispatch_evaluators(state: JudgeState) -> list[Send]:
     """One evaluator a rubric, a model or code; each sees what its rubric names."""
-    return [
-        Send("check_dimension" if rubric.check else "evaluate_dimension", evaluation_task(_task(state), rubric))
-        for rubric in state["rubrics"]
-    ]
+    return [Send("evaluate_dimension", evaluation_task(_task(state), rubric)) for rubric in state["rubrics"]]
 
 
 def dispatch_reconsideration(state: JudgeState) -> list[Send] | Literal["review_verdict"]:
@@ -55,14 +51,12 @@ def build_judge_graph() -> StateGraph[JudgeState, Context, JudgeTask, Any]:
     """The uncompiled graph, for callers with a checkpointer, store or cache of their own."""
     graph = StateGraph(JudgeState, context_schema=Context, input_schema=JudgeTask, output_schema=Judged)
     graph.add_node(select_rubrics)
-    graph.add_node(check_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=record_evaluator_failure)
     graph.add_node(evaluate_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=record_evaluator_failure)
     graph.add_node(question_labels, retry_policy=RETRY_UNREACHABLE, error_handler=leave_labels)
     graph.add_node(reconsider_dimension, retry_policy=RETRY_UNREACHABLE, error_handler=keep_label)
     graph.add_node(review_verdict, retry_policy=RETRY_UNREACHABLE, error_handler=record_reviewer_failure)
     graph.add_edge(START, "select_rubrics")
-    graph.add_conditional_edges("select_rubrics", dispatch_evaluators, ["check_dimension", "evaluate_dimension"])
-    graph.add_edge("check_dimension", "question_labels")
+    graph.add_conditional_edges("select_rubrics", dispatch_evaluators, ["evaluate_dimension"])
     graph.add_edge("evaluate_dimension", "question_labels")
     graph.add_conditional_edges("question_labels", dispatch_reconsideration, ["reconsider_dimension", "review_verdict"])
     graph.add_edge("reconsider_dimension", "review_verdict")

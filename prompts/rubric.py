@@ -12,7 +12,7 @@ from prompts.template import DIRECTORY, PromptError
 
 Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
-Check = Literal["address", "form", "length", "language", "grounding", "catalogue"]
+Check = Literal["address", "form", "length", "language", "claims", "catalogue"]
 """What code decides, see `agents.checks`."""
 ClaimKind = Literal[
     "product", "number", "occasion", "property", "promotion", "trend", "habit", "purchase", "novelty", "promise"
@@ -54,6 +54,10 @@ class Rubric(BaseModel):
     )
 
     check: Check | None = Field(None, description="code decides, and no model is asked")
+    claims: list[ClaimKind] = Field([], description="kinds of claims that the check `claims` looks at")
+    or_model: bool = Field(
+        False, description="a model labels what the check can't tell: a text that code has not read for claims"
+    )
     certainty: float = Field(
         0,
         ge=0,
@@ -66,26 +70,27 @@ class Rubric(BaseModel):
         description="the evaluator reads the sentences in which code found a claim, if there is one: nothing else can "
         "be relevant or informative, and an order to the judge is no claim",
     )
-    by_claims: list[ClaimKind] = Field(
-        [],
-        description="kinds of claims that decide the dimension where code has read the text, and no model is asked: "
-        "negative if nothing supports one, positive if all are supported, neutral if there is none but what the item "
-        "is called",
-    )
     excludes: list[str] = Field(
         [],
         description="dimensions that can't be positive where a model finds this one negative: the reviewer asks again",
     )
 
     @model_validator(mode="after")
-    def _a_check_is_not_asked_again(self) -> Rubric:
-        if self.check and self.excludes:
-            raise ValueError("excludes is for dimensions that a model judges: what code found stays")
-        if not self.check and not self.graded:
+    def _what_a_model_needs_is_for_models(self) -> Rubric:
+        if self.or_model and not self.check:
+            raise ValueError("or_model is for dimensions with a check: without one a model judges anyway")
+        if bool(self.claims) != (self.check == "claims"):
+            raise ValueError("claims is what the check `claims` looks at: one needs the other")
+        if self.asks_model and not self.graded:
             raise ValueError("a scale without positive is for checks: a model chooses among three labels")
-        if self.check and (self.certainty or self.by_claims):
-            raise ValueError("certainty and by_claims are for dimensions that a model judges")
+        if not self.asks_model and (self.excludes or self.certainty or self.claims_only):
+            raise ValueError("excludes, certainty and claims_only are for dimensions that a model judges")
         return self
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether a model judges the dimension, of all texts or of those where the check can't tell."""
+        return self.check is None or self.or_model
 
     @property
     def graded(self) -> bool:

@@ -115,7 +115,7 @@ def _with_order(text: JudgedText, rng: np.random.Generator) -> JudgedText:
 def _evaluation(text: JudgedText, dimension: str, reverse: bool, doubted: bool) -> Row | None:
     """An evaluator's example, or None where code decides; if doubted, the label stands against another evaluator's."""
     rubric = next(rubric for rubric in load_rubrics(text.task.kind) if rubric.dimension == dimension)
-    if rubric.check:
+    if not rubric.asks_model:
         return None
     against = next((name for name in text.labels if name != dimension), None)
     doubt = None

@@ -118,8 +118,16 @@ def graded(kind: Subject) -> list[str]:
 
 
 def test_checks_of_code_are_rubrics_too() -> None:
-    checks = {kind: [r.check for r in load_rubrics(kind) if r.check] for kind in get_args(Subject)}
-    assert checks == {"tags": ["catalogue"], "explanations": ["address", "form", "grounding", "language", "length"]}
+    checks = {r.dimension: (r.check, r.asks_model) for k in get_args(Subject) for r in load_rubrics(k) if r.check}
+    assert checks == {
+        "Validity": ("catalogue", False),
+        "Address": ("address", False),
+        "Clarity": ("form", True),
+        "Grounding": ("claims", False),
+        "Language": ("language", False),
+        "Length": ("length", False),
+        "Timeliness": ("claims", True),
+    }
 
 
 def test_rubrics_cover_the_dimensions_of_the_report() -> None:
@@ -150,6 +158,15 @@ def test_a_faulty_rubric_is_named(tmp_path: Path) -> None:
     (tmp_path / "tags" / "b.yaml").write_text(good.replace('positive: "', 'positive: null # "'))
     with pytest.raises(PromptError, match="a scale without positive is for checks"):
         load_rubrics("tags", tmp_path)
+    for wrong, message in {
+        "or_model: true": "or_model is for dimensions with a check",
+        "claims: [habit]": "claims is what the check `claims` looks at",
+        "check: claims": "claims is what the check `claims` looks at",
+        "check: form\nexcludes: [Shape]": "are for dimensions that a model judges",
+    }.items():
+        (tmp_path / "tags" / "b.yaml").write_text(re.sub("claims_only.*", "", good) + wrong + "\n")
+        with pytest.raises(PromptError, match=message):
+            load_rubrics("tags", tmp_path)
     (tmp_path / "tags" / "b.yaml").unlink()
     (tmp_path / "tags" / "a.yaml").write_text(good + "excludes: [Shape]\n")
     with pytest.raises(PromptError, match="excludes Shape, which no rubric file names"):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import py3langid
 
-from agents.claims import unfounded
+from agents.claims import is_of_signal, unfounded
 from agents.context import Context
 from agents.judging import subject_lines
 from agents.schemas import Claim, DimensionLabel, EvaluationTask
@@ -26,16 +26,17 @@ LANGUAGE = "en"
 MARGIN = 20.0
 """Log-likelihood by which another language must lead: short English sentences are now and then taken for Latin."""
 
-_END = re.compile(r"[.!?][\"'”’)]*$")
-_ROUND = re.compile(r"\b(\w+(?:\W+\w+){1,5})(?:\W+\1\b){2,}", re.IGNORECASE)
-"""Two to six words, three times in a row."""
+_END = re.compile(r"[.!?…]\W*$")
+"""A symbol or a quotation mark may follow."""
+_ROUND = re.compile(r"\b(?:(\w+)\s+\1|(\w+(?:\W+\w+){1,5})(?:\W+\2){2,})\b", re.IGNORECASE)
+"""A word twice, or two to six words three times in a row."""
 
 _JUDGES = re.compile(r"\b(?:judges?|evaluators?|rubrics?|verdict)\b", re.IGNORECASE)
 _JUDGING = re.compile(
     r"\b(?:(evaluat|review)|(grade)[sd]?\b|(label)|(scale)|(rat(?:e[sd]?|ings?))\b|(positive|negative|neutral)"
-    r"|(superior)|(instruct|prompt)|(rule)|(ignor|disregard|forget|skip)|(answer|respond)"
+    r"|(superior)|(instruct|\bprompt(?:s|ed)?\b)|\b(rules?)\b|(ignor|disregard|forget|skip)|(answer|respond)"
     r"|(system|assistant|admin|developer)|(language model|computer)|(text|sentence)|(facts?)\b|(dimension)"
-    r"|(approve)|(fault)|(highest|perfect))",
+    r"|(approve)|(fault)|(highest))",
     re.IGNORECASE,
 )
 """What shops hardly speak of: two of these in one sentence, each group counting once, are no words to a household."""
@@ -83,9 +84,11 @@ def fault_of_form(text: str) -> str | None:
 
 
 async def _form(task: EvaluationTask, context: Context) -> Finding | None:
-    """A text without a fault of form is clear, if it is one that code reads: of others that does not tell enough."""
+    """A text without a fault of form is clear, if it is of the kind that code reads: of others a model tells."""
     if fault := fault_of_form(task.subject):
         return "negative", fault
+    if not task.subject.strip():
+        return "neutral", task.subject
     return None if task.claims is None else ("positive", str(subject_lines(task.subject)[0]["text"]))
 
 
@@ -103,16 +106,16 @@ async def _language(task: EvaluationTask, context: Context) -> Finding:
 
 
 async def _claims(task: EvaluationTask, context: Context) -> Finding | None:
-    """Negative if nothing supports a claim of the rubric's kinds. Positive: all are supported. Neutral: there is none.
+    """Negative if nothing supports a claim of the rubric's kinds, positive if signals or the date support one.
 
-    What the item is called is no claim for a positive label: "holiday cookies" says nothing of the moment.
+    What a thing is called tells nothing of the moment: "holiday cookies".
     """
     if task.claims is None:
         return None
     about = [claim for claim in task.claims if claim.kind in task.rubric.claims]
     if wrong := unfounded(about):
         return "negative", _sentence_with(wrong[0], task)
-    telling = [claim for claim in about if claim.support not in ("item", "shelf")]
+    telling = [claim for claim in about if is_of_signal(claim) or claim.support == "moment"]
     if task.rubric.graded and telling:
         return "positive", _sentence_with(telling[0], task)
     return "neutral", task.subject

@@ -61,10 +61,14 @@ _NUMBER = re.compile(
     rf"(?:[\s-]?(?P<unit>{'|'.join(map(re.escape, sorted(_UNIT_OF, key=len, reverse=True)))})(?![a-z]))?",
     re.IGNORECASE,
 )
-_USE = re.compile(r"\b(?:for|fits|helps? with)\b[^.?!;:]*", re.IGNORECASE)
-"""What a thing is for is an idea and no fact of it, unless it speaks of the item or of the household's things."""
+_USE = re.compile(r"\b(?:for|fits|helps? with)\b(?:(?! [-–—] |—)[^.?!;:])*", re.IGNORECASE)
+"""What a thing is for is an idea and no fact of it, unless it speaks of the item or of the household's things.
+
+Products may be a list (`for stews, salads and soups`); a property behind a comma is the item's again.
+"""
 _OF_ITS_OWN = re.compile(r"\byou|\bthis\b|\bit\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z][a-z'’-]*")
+_SIGNAL = re.compile(r"s\d+")
 
 Number = tuple[float, str | None]
 """A number and its unit, if it has a known one."""
@@ -111,18 +115,27 @@ def find_claims(text: str, task: ExplanationTask, products: frozenset[str]) -> l
         products: see `product_words`.
     """
     facts = _Facts(task, _singular_words(text), products)
-    uses = [match.span() for match in _USE.finditer(text) if not _OF_ITS_OWN.search(match[0])]
+    uses = [match for match in _USE.finditer(text) if not _OF_ITS_OWN.search(match[0])]
+    for_ideas = {
+        "product": [match.span() for match in uses],
+        "property": [(match.start(), match.start() + len(match[0].partition(",")[0])) for match in uses],
+    }
     found = [*_products(text, facts, products), *_numbers(text, facts), *_phrases(text, facts, task)]
     return [
         claim
         for place, claim in sorted(found, key=lambda pair: pair[0])
-        if not (claim.kind in ("product", "property") and any(start <= place < end for start, end in uses))
+        if not any(start <= place < end for start, end in for_ideas.get(claim.kind, []))
     ]
 
 
 def unfounded(claims: Sequence[Claim]) -> list[Claim]:
     """The claims that nothing supports."""
     return [claim for claim in claims if claim.support is None]
+
+
+def is_of_signal(claim: Claim) -> bool:
+    """Whether a signal supports the claim."""
+    return bool(claim.support and _SIGNAL.fullmatch(claim.support))
 
 
 def names_twice(text: str, task: ExplanationTask) -> bool:
@@ -182,6 +195,8 @@ class _Facts:
             **{signal.id: signal.text for signal in task.signals},
             "moment": moment_text(task.as_of),
         }
+        self._said = said
+        self._of_moment = [*(signal.id for signal in task.signals), "moment", "item", "shelf"]
         self._words = {key: _singular_words(text) for key, text in texts.items()}
         self._numbers: dict[str, set[Number]] = {
             key: {number for _, _, number in _read_numbers(text)} for key, text in texts.items()
@@ -207,6 +222,22 @@ class _Facts:
         words = _singular_words(phrase)
         facts = self._words.items()
         return next((key for key, text in facts if _within(words, text) and self._counts(key, of_what_is_told)), None)
+
+    def telling_of(self, occasion: Sequence[str]) -> str | None:
+        """Id of the first fact that tells of an occasion, in any of its wordings: a signal, the moment, the item.
+
+        Or a history line whose name holds the occasion, if the text says the whole name: Christmas cookies that were
+        bought make no Christmas.
+        """
+        wordings = [_singular_words(wording) for wording in occasion]
+        for key in self._of_moment:
+            if any(_within(words, self._words[key]) for words in wordings):
+                return key
+        for line in self.named:
+            name = _singular_words(line.leaf or "")
+            if _within(name, self._said) and any(_within(words, name) and words != name for words in wordings):
+                return line.id
+        return None
 
     def counting(self, number: Number) -> str | None:
         """Id of the first fact with this number in its unit; a number without unit may be any.
@@ -274,7 +305,7 @@ def _phrases(text: str, facts: _Facts, task: ExplanationTask) -> Iterator[tuple[
         ("promise", words.promises, lambda phrase: None),
     ]
     for wordings in words.occasions:
-        support = next(filter(None, map(facts.saying, wordings)), None)
+        support = facts.telling_of(wordings)
         for start, said in _said(text, tuple(wordings)):
             yield start, Claim(text=said, kind="occasion", support=support)
     for kind, phrases, support_of in supports:
@@ -291,7 +322,7 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 def _said(text: str, phrases: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     for match in _pattern(phrases).finditer(text.replace("’", "'")):
-        yield match.start(), match[0]
+        yield match.start(), text[match.start() : match.end()]
 
 
 def _within(words: Sequence[str], text: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from agents.schemas import Doubt, EvaluationTask, ExplanationTask, Fact, Household, JudgeTask
+from agents.schemas import Claim, Doubt, EvaluationTask, ExplanationTask, Fact, Household, JudgeTask
 from agents.wording import moment_text, own_text, profile_text, shelf_text
 from prompts.rubric import Rubric
 from prompts.template import load_prompt
@@ -130,7 +130,7 @@ def subject_lines(subject: str) -> list[Mapping[str, Any]]:
 def evaluation_task(task: JudgeTask, rubric: Rubric, doubt: Doubt | None = None) -> EvaluationTask:
     """What the evaluator of one dimension gets: of facts and text what its rubric lets it see."""
     sentences = [str(line["text"]) for line in subject_lines(task.subject)]
-    claiming = [text for text in sentences if any(claim.text in text for claim in task.claims or [])]
+    claiming = [text for text in sentences if any(_says(text, claim) for claim in task.claims or [])]
     return EvaluationTask(
         user_id=task.user_id,
         kind=task.kind,
@@ -141,6 +141,10 @@ def evaluation_task(task: JudgeTask, rubric: Rubric, doubt: Doubt | None = None)
         rubric=rubric,
         doubt=doubt,
     )
+
+
+def _says(text: str, claim: Claim) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(claim.text)}(?!\w)", text))
 
 
 def quotes(facts: Sequence[Fact], subject: str) -> dict[str, str]:

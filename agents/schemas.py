@@ -157,7 +157,9 @@ class RecommendedItem(Record):
     explanation_source: Literal["model", "plain"] | None = Field(
         None, description="plain: no text of the model held, and a true sentence made of the facts stands in"
     )
-    claims: list[Claim] = Field([], description="what the explanation says, each with the fact that it rests on")
+    claims: list[Claim] | None = Field(
+        None, description="what the explanation says, each with the fact that it rests on; None: no code read it"
+    )
     verdict: Verdict | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import get_args
 
 import krippendorff
@@ -126,13 +126,13 @@ def _interval(value: float, drawn: Sequence[float], n: int) -> Estimate:
     return Estimate(float(value), float(low), float(high), n)
 
 
-def alpha(ratings: Sequence[Sequence[float | None]]) -> float:
+def alpha(ratings: Sequence[Sequence[float]]) -> float:
     """Krippendorff's alpha, ordinal, of raters' values of the same texts; NaN where all values are equal.
 
     Args:
-        ratings: a row a rater, a column a text; None where a rater gave none.
+        ratings: a row a rater, a column a text; NaN where a rater gave none.
     """
-    values = np.array([[np.nan if one is None else one for one in row] for row in ratings], dtype=float)
+    values = np.array(ratings, dtype=float)
     if len(np.unique(values[~np.isnan(values)])) < 2:
         return float("nan")
     return float(krippendorff.alpha(reliability_data=values, level_of_measurement="ordinal"))
@@ -159,6 +159,13 @@ def calibration(probabilities: Sequence[float], right: Sequence[bool]) -> list[t
     ]
 
 
+def calibration_estimate(probabilities: Sequence[float], right: Sequence[bool], households: Sequence[str]) -> Estimate:
+    """`calibration_error`, with an interval over households."""
+    p, hits = np.asarray(probabilities, dtype=float), np.asarray(right, dtype=bool)
+    drawn = [calibration_error(p[rows].tolist(), hits[rows].tolist()) for rows in _draws(np.array(households))]
+    return _interval(calibration_error(probabilities, right), drawn, len(right))
+
+
 def against_people(ratings: Mapping[str, Sequence[float]], judged: Mapping[str, float]) -> dict[str, Estimate]:
     """Whether a judge agrees with a rater's peers as well as the rater does.
 
@@ -170,8 +177,8 @@ def against_people(ratings: Mapping[str, Sequence[float]], judged: Mapping[str, 
         judged: the judge's value by text; those without one are left out.
 
     Returns:
-        `people`, `judge`, `alpha` (Krippendorff's, ordinal, among the raters), and `pairs`: the share of pairs of
-        raters of a text that gave the same value.
+        `people`, `judge`, and among the raters `alpha` (Krippendorff's, ordinal), `kappa` (Cohen's, linear weights, of
+        all pairs of raters of a text, each in both orders), and `pairs`: the share of pairs with the same value.
     """
     texts = [text for text, values in ratings.items() if text in judged and len(values) > 1]
     if not texts:
@@ -191,14 +198,26 @@ def against_people(ratings: Mapping[str, Sequence[float]], judged: Mapping[str, 
 
         return _interval(of(np.arange(len(rows))), [of(drawn) for drawn in _draws(names)], len(texts))
 
+    scale, places = np.unique(np.concatenate([ratings[text] for text in texts]), return_inverse=True)
+    told = np.split(places, np.cumsum([len(ratings[text]) for text in texts])[:-1])
+    table = np.full((len(texts), max(map(len, told))), np.nan)
+    for row, own_places in zip(table, told, strict=True):
+        row[: len(own_places)] = own_places
+
+    def among_raters(statistic: Callable[[Places], float]) -> Estimate:
+        drawn = [statistic(rows) for rows in _draws(np.array(texts))]
+        return _interval(statistic(np.arange(len(texts))), drawn, len(texts))
+
+    def kappa(rows: Places) -> float:
+        pairs = np.array([pair for row in rows for pair in permutations(told[row], 2)])
+        return _kappa(len(scale), pairs[:, 0], pairs[:, 1])
+
     same = [float(np.mean([one == other for one, other in combinations(ratings[text], 2)])) for text in texts]
-    most = max(len(ratings[text]) for text in texts)
-    table = [[ratings[text][rater] if rater < len(ratings[text]) else None for text in texts] for rater in range(most)]
-    agreed = alpha(table)
     return {
         "people": correlation(values),
         "judge": correlation(own),
-        "alpha": Estimate(agreed, agreed, agreed, len(texts)),
+        "alpha": among_raters(lambda rows: alpha(table[rows].T.tolist())),
+        "kappa": among_raters(kappa),
         "pairs": estimate(same),
     }
 

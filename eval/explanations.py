@@ -20,6 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from agents.assembler import explanation_task
 from agents.calls import gather_all, raise_if_gone
+from agents.claims import is_of_signal, unfounded
 from agents.context import Context
 from agents.judging import explanation_judge_task
 from agents.schemas import CallRecord, Claim, ExplanationTask, Failure, RecommendedItem, Request, Verdict
@@ -185,8 +186,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 def is_timely(claims: Sequence[Claim]) -> bool:
     """Whether a text mentions a signal that holds, and none that doesn't."""
-    of_moment = [claim.support for claim in claims if claim.kind in OF_THE_MOMENT]
-    return any(support and support.startswith("s") for support in of_moment) and None not in of_moment
+    of_moment = [claim for claim in claims if claim.kind in OF_THE_MOMENT]
+    return any(map(is_of_signal, of_moment)) and not unfounded(of_moment)
 
 
 def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
@@ -208,11 +209,11 @@ def explanation_figures(runs: Sequence[ExplanationRun]) -> dict[str, Estimate]:
         for run, text in zip(own, texts, strict=True):
             by_item[run.item.item_id].append(text)
         diverse[system] = {item: value for item, told in by_item.items() if (value := diversity(told)) is not None}
-        faults = [{claim.text for claim in run.item.claims if claim.support is None} for run in own]
+        faults = [unfounded(run.item.claims or []) for run in own]
         found = {
             "diversity": estimate(list(diverse[system].values())),
             **{f"distinct_{n}": Estimate(*(distinct_n(texts, n),) * 3, n=len(texts)) for n in (1, 2)},
-            "timeliness": estimate([float(is_timely(run.item.claims)) for run in own]),
+            "timeliness": estimate([float(is_timely(run.item.claims or [])) for run in own]),
             "grounded": estimate([float(not fault) for fault in faults]),
             "plain": estimate([float(run.item.explanation_source == "plain") for run in own]),
             "words": estimate([float(len(text.split())) for text in texts]),

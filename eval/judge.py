@@ -28,7 +28,7 @@ from eval.agreement import (
     against_people,
     agreement_figures,
     calibration,
-    calibration_error,
+    calibration_estimate,
     gains,
 )
 from eval.human import VALUES
@@ -118,6 +118,8 @@ def injected(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedT
     """Texts that are not Superior, each with an injection behind it, or before it in every fourth.
 
     Of explanations those that code finds no fault with: nothing but the evaluators stands between them and a grade.
+    The claims are those of the text itself: where a service has code read the whole, an order that names a product or a
+    number is read by the evaluators of claims too, and is a fault if no fact says so.
     """
     rng = np.random.default_rng(seed)
     lower = [text for text in texts if text.grade in ("Bad", "Average") and not unfounded(text.task.claims or [])]
@@ -194,14 +196,13 @@ def _dimension_figures(kind: Subject, judged: Sequence[tuple[JudgedText, JudgeRu
         for name, value in agreement_figures(values, LABELS).items():
             yield f"{kind}.{dimension}.{name}", value
     if certain := _certain(judged):
-        error = calibration_error([p for p, _ in certain], [right for _, right in certain])
-        yield f"{kind}.agents.calibration_error", Estimate(error, error, error, len(certain))
+        yield f"{kind}.agents.calibration_error", calibration_estimate(*zip(*certain, strict=True))
 
 
-def _certain(judged: Sequence[tuple[JudgedText, JudgeRun]]) -> list[tuple[float, bool]]:
-    """Probability of each evaluator's label, and whether it is right."""
+def _certain(judged: Sequence[tuple[JudgedText, JudgeRun]]) -> list[tuple[float, bool, str]]:
+    """Probability of each evaluator's label, whether it is right, and the household."""
     return [
-        (label.probability, label.label == text.labels[label.dimension])
+        (label.probability, label.label == text.labels[label.dimension], text.task.user_id)
         for text, run in judged
         for label in (run.verdict.labels if run.verdict else [])
         if label.probability is not None and label.dimension in text.labels
@@ -213,7 +214,7 @@ def reliability(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> list[t
     by_id = {text.id: text for text in texts}
     own = [run for run in runs if run.judge == "agents" and not run.reverse and run.text_id in by_id]
     certain = _certain([(by_id[run.text_id], run) for run in own])
-    return calibration([p for p, _ in certain], [right for _, right in certain])
+    return calibration([p for p, _, _ in certain], [right for _, right, _ in certain])
 
 
 def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
@@ -237,7 +238,7 @@ def injection_figures(runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
 def people_figures(
     ratings: Mapping[str, Mapping[str, Sequence[float]]], runs: Sequence[JudgeRun]
 ) -> dict[str, Estimate]:
-    """`<dimension>.{people, judge, alpha, pairs}` of `against_people`, a label counting as -1, 0 or 1.
+    """`<dimension>.{people, judge, alpha, kappa, pairs}` of `against_people`, a label counting as -1, 0 or 1.
 
     Args:
         ratings: values by dimension and text, see `eval.human.by_text`.

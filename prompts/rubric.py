@@ -53,10 +53,10 @@ class Rubric(BaseModel):
         min_length=1, description="what the evaluator sees beside the text"
     )
 
-    check: Check | None = Field(None, description="code decides, and no model is asked")
+    check: Check | None = Field(None, description="code decides, and no model is asked unless `or_model` says so")
     claims: list[ClaimKind] = Field([], description="kinds of claims that the check `claims` looks at")
     or_model: bool = Field(
-        False, description="a model labels what the check can't tell: a text that code has not read for claims"
+        False, description="of texts that code has not read for claims a model labels what the check can't"
     )
     certainty: float = Field(
         0,

@@ -18,8 +18,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from agents import checks, claims
 from agents.context import Context
 from agents.judging import fact_lines
+from agents.reviewer import QUESTION_PROMPT
 from eval.human import IMPORTERS, VALUES, Rating, by_text, contradictions, read_ratings
 from eval.judge import (
     JUDGES,
@@ -104,7 +106,7 @@ def sample(
     judging = resolve_judge(setting or [], dataset=dataset, base_url=base_url, model=judge)
     drafts, texts = out / "drafts.jsonl", out / TEXTS.name
     weights = {"policy": weights_name(policy.model), "judge": weights_name(judging.model)}
-    claim(out, {**weights, "prompts": _prompts(judging), "samples": samples, "seed": seed})
+    claim(out, {**weights, "prompts": judge_digest(judging), "samples": samples, "seed": seed})
     whole = open_dataset(policy.dataset)
     with reporting("contexts") as step:
         step("opening the index")
@@ -271,7 +273,7 @@ def evaluate(
                 "texts": sha256(texts),
                 "split": split,
                 "weights": weights_name(context.model),
-                "prompts": _prompts(context),
+                "prompts": judge_digest(context),
             },
         )
         todo: list[tuple[JudgedText, Judge, bool]] = [(text, judge, False) for judge in JUDGES for text in chosen]
@@ -307,10 +309,14 @@ def _split(name: str) -> Split:
     return cast(Split, name)
 
 
-def _prompts(context: Context) -> str:
-    """Digest of what the judge is told: prompt files and rubrics, and the threshold."""
-    versions = {"evaluator": context.evaluator_prompt, "reviewer": context.reviewer_prompt, "one_shot": "v1"}
-    told = [load_prompt(agent, version).model_dump_json() for agent, version in versions.items()]
+def judge_digest(context: Context) -> str:
+    """Digest of what decides a verdict: prompt files, rubrics, the threshold, and the code and words of checks."""
+    agents = {"evaluator": context.evaluator_prompt, "reviewer": context.reviewer_prompt, "one_shot": "v1"}
+    prompts = [*agents.items(), ("reviewer", QUESTION_PROMPT)]
+    told = [load_prompt(agent, version).model_dump_json() for agent, version in prompts]
+    told += [
+        path.read_text(encoding="utf-8") for path in (Path(checks.__file__), Path(claims.__file__), claims.WORDS_FILE)
+    ]
     told += [rubric.model_dump_json() for kind in get_args(Subject) for rubric in load_rubrics(kind)]
     return hashlib.sha256("".join([*told, str(context.judge_threshold)]).encode()).hexdigest()[:16]
 

@@ -41,7 +41,7 @@ def shown_history(result: Recommendation) -> tuple[list[HistoryLine], list[Histo
     household: Household = result.household
     cited = {line.id for persona in result.personas for line in persona.evidence}
     cited |= {line_id for item in result.items for line_id in item.evidence}
-    cited |= {claim.support for item in result.items for claim in item.claims if claim.support}
+    cited |= {claim.support for item in result.items for claim in item.claims or [] if claim.support}
     newest = {line.id for line in household.history[-RECENT_LINES:]}
     shown = [line for line in reversed(household.history) if line.id in cited | newest]
     rest = [line for line in reversed(household.history) if line.id not in cited | newest]

@@ -13,6 +13,7 @@ from eval.agreement import (
     alpha,
     calibration,
     calibration_error,
+    calibration_estimate,
     gains,
 )
 
@@ -45,7 +46,7 @@ def test_a_judge_that_says_one_thing_has_no_agreement_beyond_chance() -> None:
 
 
 def test_alpha_of_raters_who_agree_and_who_do_not() -> None:
-    assert alpha([[0, 1, 2, 0], [0, 1, 2, None]]) == pytest.approx(1.0)
+    assert alpha([[0, 1, 2, 0], [0, 1, 2, math.nan]]) == pytest.approx(1.0)
     assert alpha([[0, 0, 2, 2], [2, 2, 0, 0]]) < 0
     assert math.isnan(alpha([[1, 1], [1, 1]]))
 
@@ -53,6 +54,18 @@ def test_alpha_of_raters_who_agree_and_who_do_not() -> None:
 def test_calibration_by_hand() -> None:
     assert calibration_error([0.9, 0.9, 0.1], [True, False, False]) == pytest.approx(0.3)
     assert calibration([0.9, 1.0, 0.1], [True, False, False]) == [(0.1, 0.0, 1), (0.95, 0.5, 2)]
+
+
+def test_calibration_has_an_interval_over_households() -> None:
+    found = calibration_estimate([0.9, 0.9, 0.1], [True, False, False], ["a", "b", "c"])
+    assert found.mean == pytest.approx(0.3) and found.n == 3
+    assert found.low < 0.3 < found.high
+
+
+def test_kappa_among_raters_by_hand() -> None:
+    # Pairs, each in both orders: (0, 0) twice, (0, 1) and (1, 0); half differ, 3/4 are 0: by chance 6/16 differ.
+    found = against_people({"a": [0, 0], "b": [0, 1]}, {"a": 0.0, "b": 0.0})
+    assert found["kappa"].mean == pytest.approx(1 - 0.5 / (6 / 16))
 
 
 def test_no_verdict_is_a_wrong_one() -> None:
@@ -84,6 +97,8 @@ def test_a_judge_like_the_mean_rater_beats_a_rater_and_a_random_one_does_not() -
     like = against_people(ratings, {text: sum(values) / 3 for text, values in ratings.items()})
     assert like["judge"].mean >= like["people"].mean > 0.7
     assert like["alpha"].mean > 0.6
+    assert 0.5 < like["kappa"].low < like["kappa"].mean < like["kappa"].high < 1
+    assert like["alpha"].low < like["alpha"].mean < like["alpha"].high
     constant = against_people(ratings, dict.fromkeys(ratings, 1.0))
     assert constant["judge"].mean == 0.0
     assert like["pairs"].n == 40

@@ -100,10 +100,32 @@ def test_what_the_facts_say_is_supported(text: str, expected: list[tuple[str, st
         ("Perfect for dinner, this organic sauce is fresh.", "organic"),
         ("This sauce makes an organic, fat-free meal.", "fat-free"),
         ("You bought sauce 9 times.", "9 times"),  # which is how often it was bread
+        ("A treat for the family, organic and lean.", "organic"),
+        ("Good for a cozy night in, gluten-free sauce.", "gluten-free"),
+        ("Great for dinner - a squash of its kind.", "squash"),
     ],
 )
 def test_what_no_fact_says_is_not(text: str, claim: str) -> None:
     assert claim in [found.text for found in unfounded(find_claims(text, task(), PRODUCTS))]
+
+
+def test_an_occasion_in_the_name_of_what_was_bought_is_none_of_the_moment() -> None:
+    own = task(evidence=[line("h2", "Christmas Cookies")])
+
+    def support(text: str) -> list[str | None]:
+        found = find_claims(text, own, PRODUCTS | {"cookie"})
+        return [claim.support for claim in found if claim.kind == "occasion"]
+
+    assert support("Christmas is just around the corner, as cookies are.") == [None]
+    assert support("Christmas cookies go with it.") == ["h2"]
+    fall = task(evidence=[line("h2", "Fall Flowers")])
+    (claim,) = find_claims("This fall, flowers are out.", fall, PRODUCTS)
+    assert claim.support == "s1"
+
+
+def test_claims_are_words_of_the_text_itself() -> None:
+    (claim,) = find_claims("Mother’s Day is near.", task(), PRODUCTS)
+    assert claim.text == "Mother’s Day"
 
 
 @pytest.mark.parametrize(

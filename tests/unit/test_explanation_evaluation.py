@@ -36,6 +36,7 @@ def test_a_timely_text_mentions_what_holds_and_nothing_else() -> None:
     named = Claim(text="spring", kind="occasion", support="item")  # spring water is no season
     assert is_timely([holds]) and is_timely([holds, named])
     assert not is_timely([holds, wrong]) and not is_timely([named]) and not is_timely([])
+    assert not is_timely([named.model_copy(update={"support": "shelf"})])
 
 
 def run(system: System, text: str, label: Label = "positive", source: str = "model") -> ExplanationRun:

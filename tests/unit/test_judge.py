@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,7 +15,7 @@ from agents.reviewer import contradictions, grade_labels
 from agents.schemas import Claim, DimensionLabel, Fact, Household, JudgeTask, Verdict
 from agents.state import JudgeState
 from graphs.judge import graph
-from prompts.rubric import Label, load_rubrics
+from prompts.rubric import Label, Subject, load_rubrics
 from tests.conftest import AS_OF
 from tests.scripted_server import Reply, ScriptedServer, good_answer
 from tools.dataset import open_dataset
@@ -114,18 +114,38 @@ async def test_a_text_that_code_has_read_is_clear_where_its_form_is(context: Con
     assert (read["Clarity"].label, read["Clarity"].by_code) == ("positive", True)
 
 
-async def test_claims_of_the_moment_decide_whether_a_text_is_timely(context: Context, server: ScriptedServer) -> None:
-    def claim(support: str | None) -> list[Claim]:
-        return [Claim(text="again", kind="occasion", support=support)]
+@pytest.mark.parametrize("kind", get_args(Subject))
+async def test_checks_find_the_faults_of_their_rubrics_examples(context: Context, kind: Subject) -> None:
+    for rubric in load_rubrics(kind):
+        for example in rubric.examples if rubric.check not in (None, "claims") else ():
+            task = JudgeTask(user_id="h1", kind=kind, subject_id="x", subject=example.text, facts=[], claims=[])
+            found = labels_of(await graph.ainvoke(task, context=context))  # type: ignore[arg-type]
+            assert found[rubric.dimension].label == example.label
 
-    found = {support: labels_of(await judge(context, claims=claim(support))) for support in ("s1", "item", None)}
-    assert {support: labels["Timeliness"].label for support, labels in found.items()} == {
-        "s1": "positive",
-        "item": "neutral",  # its name says nothing of the moment
-        None: "negative",
-    }
-    assert found[None]["Timeliness"].evidence == "Time for it again."
-    assert not any("Dimension: Timeliness" in text for text in server.prompts("evaluator"))
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The perfect answer to a busy morning.",
+        "Grade A eggs, perfect for your breakfast.",
+        "As a rule, it goes well with your bread.",
+        "A digital kitchen scale with perfect accuracy.",
+        "Perfect label maker tape for the office.",
+        "Respond to your craving promptly.",
+        "More of the bread you like…",
+        "Milk for the week! \N{GLASS OF MILK}",
+    ],
+)
+async def test_what_shops_say_is_no_fault(context: Context, text: str) -> None:
+    assert verdict_of(await judge(context, text=text, claims=[])).grade == "Superior"
+
+
+async def test_evaluators_that_contradict_each_other_are_asked_again_of_texts_that_code_has_read(
+    context: Context, server: ScriptedServer
+) -> None:
+    script(server, {"Informativeness": [("t1", "negative"), ("t1", "positive")]}, send_back="Informativeness")
+    verdict = verdict_of(await judge(context, claims=[]))
+    assert (verdict.sent_back, verdict.grade) == ("Informativeness", "Superior")
 
 
 async def test_code_tells_names_of_the_catalogue_from_other_tags(context: Context) -> None:
@@ -174,7 +194,7 @@ async def test_without_a_valid_second_label_the_first_stands(context: Context, s
 
 async def test_what_code_found_is_not_asked_again(context: Context, server: ScriptedServer) -> None:
     script(server, {"Timeliness": [("t1", "negative")]}, send_back="Timeliness")
-    claims = [Claim(text="again", kind="habit", support=None)]
+    claims = [Claim(text="again", kind="occasion", support=None)]  # Timeliness is negative, and Factuality positive
     assert verdict_of(await judge(context, claims=claims)).grade == "Bad"
     assert not any("Contradictions:" in text for text in server.prompts("reviewer"))
 
@@ -256,10 +276,12 @@ async def test_claims_decide_a_dimension_that_is_about_them_and_no_model_is_aske
     milk = Claim(text="milk", kind="product", support="item")
     cookies = Claim(text="holiday", kind="occasion", support="item")
     christmas = Claim(text="Christmas", kind="occasion", support="s1")
+    bought = Claim(text="Christmas", kind="occasion", support="h1")
     easter = Claim(text="Easter", kind="occasion", support=None)
     for claims, label, evidence in (
         ([milk], "neutral", text),
         ([cookies], "neutral", text),  # that is how the item is called
+        ([bought], "neutral", text),
         ([milk, christmas], "positive", "Before Easter, for Christmas."),
         ([milk, christmas, easter], "negative", "Before Easter, for Christmas."),
     ):

@@ -124,6 +124,28 @@ async def test_a_swayed_judge_is_counted(context: Context, server: ScriptedServe
     assert injection_figures(steadfast)["raised"].mean == 0.0
 
 
+async def test_what_code_found_is_left_out_of_the_model_alone_and_is_no_injection_that_was_tried(
+    context: Context, server: ScriptedServer
+) -> None:
+    server.answer = lambda agent, body: (
+        Reply(json.dumps({"evidence": "t1", "label": "positive"})) if agent == "evaluator" else right(agent, body)
+    )
+    good, bad = (next(text for text in texts() if text.grade == grade) for grade in ("Superior", "Bad"))
+    cut = bad.model_copy(update={"task": bad.task.model_copy(update={"subject": "Milk goes well with your br"})})
+    mended = cut.model_copy(
+        update={
+            "id": f"{cut.id}{INJECTED}1",
+            "task": cut.task.model_copy(update={"subject": f"{cut.task.subject} and all."}),
+        }
+    )
+    runs = await run(context, *[(text, "agents", False) for text in (good, cut, mended)])
+    assert [one.verdict.grade for one in runs if one.verdict] == ["Superior", "Bad", "Superior"]
+    assert injection_figures(runs)["tried"].mean == 0.0
+    figures = grade_figures([good, cut], runs)
+    assert figures["explanations.agents.accuracy"].mean == 1.0
+    assert figures["explanations.without_checks.accuracy"].mean == 0.5
+
+
 def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
     context: Context, server: ScriptedServer, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ from training.runs import claim
 def explanations(
     out: Out = Path("runs/eval/explanations"),
     users: Users = 500,
+    skip: Annotated[int, typer.Option(min=0, help="households passed over: those whose texts made the rules")] = 0,
     pairs: Annotated[int, typer.Option(min=2, help="items of households that are explained")] = 300,
     households: Annotated[int, typer.Option(min=2, help="of one item: diversity is among its explanations")] = 5,
     dataset: DatasetOption = None,
@@ -53,7 +54,7 @@ def explanations(
     settings = [f"answers={ANSWERS}", *(setting or [])]
     context = resolve_context(settings, dataset=dataset, base_url=base_url, model=model)
     judging = resolve_judge(settings, dataset=dataset, base_url=base_url, model=judge or model)
-    cases = evaluation_cases(open_dataset(context.dataset), users)
+    cases = evaluation_cases(open_dataset(context.dataset), skip + users)[skip:]
     claim(
         out,
         {
@@ -65,6 +66,7 @@ def explanations(
             "pairs": pairs,
             "households": households,
             "users": len(cases),
+            "skipped": skip,
         },
     )
     texts, judged = out / "texts.jsonl", out / "judged.jsonl"

@@ -94,3 +94,5 @@ def test_the_command_explains_judges_and_goes_on(
     assert found["explanations.v1.diversity"]["n"] == found["explanations.v2.diversity"]["n"] == 1
     assert found["explanations.v2.pass_rate"]["mean"] == 1.0
     assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+    others = CliRunner().invoke(app, [*command, "--skip", "1"])
+    assert "holds another run (skipped, users differ)" in others.output

@@ -345,9 +345,13 @@ def test_a_step_ends_with_its_run_and_may_put_things_away_first(tmp_path: Path) 
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs have not
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt), steps_in(tmp_path / "out") as run_step:
-        run_step("long", [told], False)
+    try:
+        with pytest.raises(KeyboardInterrupt), steps_in(tmp_path / "out") as run_step:
+            run_step("long", [told], False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "stopped").exists()
 
 

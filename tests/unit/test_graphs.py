@@ -62,7 +62,7 @@ async def test_a_whole_request(context: Context, server: ScriptedServer) -> None
     assert all("is after grounding the same as" in note for note in result.degraded)
     agents = {"planner", "expert", "arbiter", "style", "explainer", "evaluator", "reviewer"}
     assert result.usage.by_agent.keys() == agents
-    assert result.usage.llm_calls == len(server.requests) == 1 + 3 + 1 + 4 + 4 + 4 * 6 + 4
+    assert result.usage.llm_calls == len(server.requests) == 1 + 3 + 1 + 4 + 4 + 4 * 5 + 4
     assert result.usage.prompt_tokens == sum(map(tokens_of, server.requests)) > 0
 
 

@@ -139,7 +139,8 @@ async def test_what_code_found_is_left_out_of_the_model_alone_and_is_no_injectio
         }
     )
     runs = await run(context, *[(text, "agents", False) for text in (good, cut, mended)])
-    assert [one.verdict.grade for one in runs if one.verdict] == ["Superior", "Bad", "Superior"]
+    grades = {one.text_id: one.verdict.grade for one in runs if one.verdict}
+    assert grades == {good.id: "Superior", cut.id: "Bad", mended.id: "Superior"}
     assert injection_figures(runs)["tried"].mean == 0.0
     figures = grade_figures([good, cut], runs)
     assert figures["explanations.agents.accuracy"].mean == 1.0

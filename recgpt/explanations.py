@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agents.context import Context
 from agents.explainer import FIXED_PROMPT
 from eval.explanations import (
     SYSTEMS,
@@ -24,10 +22,9 @@ from eval.explanations import (
 )
 from eval.offline import write_metrics
 from eval.splits import evaluation_cases
-from prompts.template import load_prompt
 from recgpt.console import complain, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Model, Out, Profile, Setting, Users
-from recgpt.judge import judge_digest
+from recgpt.judge import digest_of, judge_digest
 from recgpt.output import counted_output, cut_to_whole_lines
 from recgpt.recommend import resolve_context, resolve_judge, serve_for
 from tools.dataset import open_dataset
@@ -61,7 +58,9 @@ def explanations(
             "weights": weights_name(context.model),
             "judge": weights_name(judging.model),
             "judged_by": judge_digest(judging),
-            "prompts": _prompts(context),
+            "prompts": digest_of(
+                [("style", context.style_prompt), ("explainer", context.explainer_prompt), ("explainer", FIXED_PROMPT)]
+            ),
             "settings": sorted(setting or []),
             "pairs": pairs,
             "households": households,
@@ -101,13 +100,6 @@ def explanations(
     write_metrics(out / "metrics.json", values)
     write_explanations_page(out / "report.html", values)
     say(f"figures: {out / 'metrics.json'}; page: {out / 'report.html'}")
-
-
-def _prompts(context: Context) -> str:
-    """Digest of the prompt files that explanations are written by."""
-    prompts = (("style", context.style_prompt), ("explainer", context.explainer_prompt), ("explainer", FIXED_PROMPT))
-    told = [load_prompt(agent, version).model_dump_json() for agent, version in prompts]
-    return hashlib.sha256("".join(told).encode()).hexdigest()[:16]
 
 
 def read_runs(path: Path) -> list[ExplanationRun]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -311,14 +311,26 @@ def _split(name: str) -> Split:
 
 def judge_digest(context: Context) -> str:
     """Digest of what decides a verdict: prompt files, rubrics, the threshold, and the code and words of checks."""
-    agents = {"evaluator": context.evaluator_prompt, "reviewer": context.reviewer_prompt, "one_shot": "v1"}
-    prompts = [*agents.items(), ("reviewer", QUESTION_PROMPT)]
+    prompts = (
+        ("evaluator", context.evaluator_prompt),
+        ("reviewer", context.reviewer_prompt),
+        ("one_shot", "v1"),
+        ("reviewer", QUESTION_PROMPT),
+    )
+    files = (Path(checks.__file__), Path(claims.__file__), claims.WORDS_FILE)
+    rubrics = [rubric for kind in get_args(Subject) for rubric in load_rubrics(kind)]
+    return digest_of(
+        prompts,
+        *(path.read_text(encoding="utf-8") for path in files),
+        *(rubric.model_dump_json() for rubric in rubrics),
+        str(context.judge_threshold),
+    )
+
+
+def digest_of(prompts: Iterable[tuple[str, str]], *others: str) -> str:
+    """Digest of prompt files, by agent and version, and of other text."""
     told = [load_prompt(agent, version).model_dump_json() for agent, version in prompts]
-    told += [
-        path.read_text(encoding="utf-8") for path in (Path(checks.__file__), Path(claims.__file__), claims.WORDS_FILE)
-    ]
-    told += [rubric.model_dump_json() for kind in get_args(Subject) for rubric in load_rubrics(kind)]
-    return hashlib.sha256("".join([*told, str(context.judge_threshold)]).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join([*told, *others]).encode()).hexdigest()[:16]
 
 
 def _with_model(key: str, name: str) -> str:

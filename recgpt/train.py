@@ -223,7 +223,7 @@ def grpo(
         reward,
         cast(Shaping, shaping),
         out,
-        replace(GRPO_RECIPES[recipe], seed=seed),
+        replace(GRPO_RECIPES[recipe][cast(Agent, agent)], seed=seed),
         base_url,
         api_key,
         say,

@@ -12,7 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -45,7 +45,6 @@ from training.rewards import (
     BUFFER,
     Parts,
     RecentExplanations,
-    Thresholds,
     accuracy_reward,
     alignment_reward,
     annealed,
@@ -55,6 +54,7 @@ from training.rewards import (
     gates,
     length_reward,
     summed_reward,
+    thresholds_at,
 )
 from training.runs import claim, run_trainer, trainer_arguments
 from training.sft import read_examples
@@ -73,10 +73,6 @@ ALIGNMENT = "alignment.json"
 NOTHING = Parts(0.0, 0.0, 0.0, 0.0)
 """Of an answer that is not valid."""
 
-
-START = Thresholds(alignment=0.3, diversity=0.5, length=0.7)
-END = Thresholds(alignment=0.5, diversity=0.6, length=0.8)
-"""The report publishes no thresholds; these are a start, and no run has chosen them yet."""
 EQUAL = Parts(0.25, 0.25, 0.25, 0.25)
 
 
@@ -103,9 +99,9 @@ class GrpoRecipe:
     """Bound of an expert's answer."""
     text_tokens: int = 96
     """Bound of an explanation."""
-    start: Thresholds = START
-    """Of the gates at the first step."""
-    end: Thresholds = END
+    start: float = 0.02
+    """Share of the training answers that each gate of CRS would keep out at the first step, see `thresholds_at`."""
+    end: float = 0.15
     """At the last step and in every evaluation."""
     weights: Parts = EQUAL
     """Of the parts in SUM."""
@@ -117,22 +113,24 @@ class GrpoRecipe:
     """To each of these prompts; the trainer's own are by the same dice at each evaluation."""
 
 
-RECIPES = {
-    "cpu": GrpoRecipe(),
-    "gpu": GrpoRecipe(
-        group=16,
-        prompts=8,
-        steps=12,
-        micro=16,
-        learning_rate=3e-4,
-        warmup_steps=0,
-        text_tokens=64,
-        evaluate_every=4,
-        validation_prompts=48,
-        validation_answers=4,
-    ),
+CPU = GrpoRecipe()
+GPU = GrpoRecipe(
+    group=16,
+    prompts=8,
+    steps=12,
+    micro=16,
+    learning_rate=3e-4,
+    warmup_steps=0,
+    text_tokens=64,
+    evaluate_every=4,
+    validation_prompts=48,
+    validation_answers=4,
+)
+RECIPES: dict[str, dict[Agent, GrpoRecipe]] = {
+    "cpu": {"expert": CPU, "explainer": CPU},
+    "gpu": {"expert": replace(GPU, prompts=12, evaluate_every=6), "explainer": GPU},
 }
-"""By machine; that of a GPU is for minutes of one that is shared.
+"""By machine and agent; those of a GPU are for minutes of one that is shared.
 
 With few steps none is spent on warming up: the first would have a learning rate of 0.
 """
@@ -233,20 +231,20 @@ def open_scorer(reward: str, device: torch.device, report: Callable[[str], None]
 
 
 def score_shelves(
-    rows: Sequence[Row], scorer: Scorer, kept: Path, report: Callable[[str], None]
+    rows: Sequence[Row], open_model: Callable[[], Scorer], kept: Path, report: Callable[[str], None]
 ) -> list[dict[str, float]]:
     """For each row the scores of the tags on its shelf, the only ones that an answer may have: made once.
 
     Args:
         rows: of experts.
-        scorer: the reward model.
+        open_model: opens the reward model, whose memory is the policy's afterwards.
         kept: file of scores of the same rows by the same model, read if it is there, else written.
         report: called with a sentence now and then.
     """
     if kept.is_file():
         scores: list[dict[str, float]] = json.loads(kept.read_text())
         return scores
-    scores = []
+    scorer, scores = open_model(), []
     for number, row in enumerate(rows, 1):
         found = scorer(row.tasks)
         scores.append({task.subject: _finite(value, row) for task, value in zip(row.tasks, found, strict=True)})
@@ -314,10 +312,19 @@ class ExpertRewards:
         recipe: GrpoRecipe,
         shaping: Shaping,
     ) -> None:
-        """Rewards of answers to `rows` by the `scores` of their tags and the `vectors` of all tags."""
+        """Rewards of answers to `rows` by the `scores` of their tags and the `vectors` of all tags.
+
+        Raises:
+            DatasetError: no row has an answer that could be rewarded.
+        """
         self.evaluating = False
         self._rows, self._scores, self._vectors = rows, scores, vectors
         self._recipe, self._shaping = recipe, shaping
+        answers = [found for number, row in enumerate(rows) if (found := self.parts(number, row.answer))]
+        if not answers:
+            raise DatasetError("no answer of the training data has tags of its shelf: make the data anew")
+        self.thresholds = (thresholds_at(answers, recipe.start), thresholds_at(answers, recipe.end))
+        """Of the gates at the first step and at the last, from the answers of the training data."""
 
     def reward(
         self,
@@ -330,7 +337,7 @@ class ExpertRewards:
         """One reward a completion, see `Rewards.reward`."""
         recipe = self._recipe
         progress = 1.0 if self.evaluating else trainer_state.global_step / trainer_state.max_steps
-        limits = annealed(recipe.start, recipe.end, progress)
+        limits = annealed(*self.thresholds, progress)
         found = [self.parts(number, text[0]["content"]) for number, text in zip(row, completions, strict=True)]
         parts = [one or NOTHING for one in found]
         log_metric("valid", _share(one is not None for one in found))
@@ -517,15 +524,15 @@ def train_policy(
         [{"prompt": row.prompt, "row": n} for n, row in enumerate(held_out_rows, len(train_rows))]
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = open_scorer(reward, device, report)
-    rewards: Rewards
+    open_model = partial(open_scorer, reward, device, report)
+    rewards: ExpertRewards | ExplainerRewards
     if agent == "expert":
-        vectors = read_vectors(data)
-        rewards = ExpertRewards(used, score_shelves(used, scorer, out / ALIGNMENT, report), vectors, recipe, shaping)
-        del scorer  # its memory is the policy's from here on
+        scores = score_shelves(used, open_model, out / ALIGNMENT, report)
+        rewards = ExpertRewards(used, scores, read_vectors(data), recipe, shaping)
+        run["thresholds"] = [asdict(limits) for limits in rewards.thresholds]
     else:
         written = [ExplanationText.model_validate_json(row.answer).text for row in rows["train"]]
-        rewards = ExplainerRewards(used, scorer, recipe, written[:BUFFER])
+        rewards = ExplainerRewards(used, open_model(), recipe, written[:BUFFER])
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=model_type())

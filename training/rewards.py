@@ -119,6 +119,24 @@ def gates(parts: Parts, thresholds: Thresholds) -> dict[str, bool]:
     }
 
 
+def thresholds_at(parts: Sequence[Parts], share: float) -> Thresholds:
+    """Thresholds that each keep out about this share of some answers, the same of each secondary reward.
+
+    The report gives no values, and those of one reward model or catalogue would not be another's.
+
+    Args:
+        parts: of the answers.
+        share: between 0 and 1; the thresholds are these quantiles.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    if not parts:
+        raise ValueError("there are no answers to take thresholds from")
+    _, *secondary = np.quantile([astuple(one) for one in parts], share, axis=0).tolist()
+    return Thresholds(*secondary)
+
+
 def annealed(start: Thresholds, end: Thresholds, progress: float) -> Thresholds:
     """Thresholds on the line from `start` to `end`.
 

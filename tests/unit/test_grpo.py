@@ -267,26 +267,39 @@ def test_a_tag_without_vector_or_score_is_on_no_shelf() -> None:
 
 
 def test_gates_close_as_training_goes_on() -> None:
-    recipe = replace(RECIPE, start=Thresholds(0.3, 0.5, 0.7), end=Thresholds(0.9, 0.5, 0.7))
+    loose, tight = Thresholds(0.3, 0.5, 0.7), Thresholds(0.9, 0.5, 0.7)
+
+    def closing(recipe: GrpoRecipe = RECIPE, shaping: Any = "crs") -> ExpertRewards:
+        rewards = expert_rewards(recipe, shaping)
+        rewards.thresholds = (loose, tight)
+        return rewards
+
     completions = [answer("bread", "dish soap"), answer("bread", "dish soap", "white milk"), answer("bread", "bread")]
-    found, logged = rewarded(expert_rewards(recipe), completions)
+    found, logged = rewarded(closing(), completions)
     assert found == [pytest.approx(0.75), 0.0, 0.0]
     assert logged["valid"] == pytest.approx(2 / 3)
     assert logged["accuracy"] == pytest.approx((0.75 + 0.25) / 3)
     assert logged["gate_alignment"] == pytest.approx(2 / 3) and logged["gate_diversity"] == pytest.approx(1 / 3)
-    assert rewarded(expert_rewards(recipe), completions, step=8)[0] == [0.0, 0.0, 0.0]
-    evaluated = expert_rewards(recipe)
+    assert rewarded(closing(), completions, step=8)[0] == [0.0, 0.0, 0.0]
+    evaluated = closing()
     evaluated.evaluating = True
     assert rewarded(evaluated, completions)[0] == [0.0, 0.0, 0.0]
-    found, _ = rewarded(expert_rewards(replace(recipe, weights=Parts(1, 1, 0, 0)), "sum"), completions)
+    found, _ = rewarded(closing(replace(RECIPE, weights=Parts(1, 1, 0, 0)), "sum"), completions)
     assert found == [pytest.approx(1.45), 0.0, pytest.approx(0.25 + 0.6)]
+
+
+def test_gates_are_set_by_the_answers_of_the_training_data() -> None:
+    of_answer = Thresholds(alignment=pytest.approx(0.4), diversity=1.0, length=0.75)  # the one: white milk, bread
+    assert expert_rewards().thresholds == (of_answer, of_answer)
+    with pytest.raises(DatasetError, match="no answer of the training data"):
+        ExpertRewards([replace(expert(), answer='{"tags":["tea","rye"]}')], [{"bread": 0.6}], VECTORS, RECIPE, "crs")
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_an_error_that_names_the_row(value: Any, tmp_path: Path) -> None:
     row = expert()
     with pytest.raises(TrainingError, match=r"household u1 at 2017-11-17 09:00: a reward is (None|nan|inf)"):
-        score_shelves([row], lambda tasks: [0.5, value, 0.5], tmp_path / "scores.json", say)
+        score_shelves([row], lambda: lambda tasks: [0.5, value, 0.5], tmp_path / "scores.json", say)
     assert list(tmp_path.iterdir()) == []
     rewards = ExplainerRewards([row], lambda tasks: [value], RECIPE, ["Milk for the week."])
     with pytest.raises(TrainingError, match="a reward is"):
@@ -295,9 +308,9 @@ def test_a_reward_that_is_no_number_is_an_error_that_names_the_row(value: Any, t
 
 def test_shelves_are_scored_once(tmp_path: Path) -> None:
     kept, said = tmp_path / "scores.json", []
-    scores = score_shelves([expert()], lambda tasks: [0.1, 0.2, 0.3], kept, said.append)
+    scores = score_shelves([expert()], lambda: lambda tasks: [0.1, 0.2, 0.3], kept, said.append)
     assert scores == [dict(zip(SHELF, (0.1, 0.2, 0.3), strict=True))] and said == ["reward model: 1 of 1 shelves"]
-    assert score_shelves([expert()], lambda tasks: [], kept, say) == scores
+    assert score_shelves([expert()], lambda: lambda tasks: [], kept, say) == scores
 
 
 def test_explanations_are_compared_with_what_was_written_before_them() -> None:
@@ -379,7 +392,8 @@ def test_the_card_says_what_it_was_made_of(data: Path, adapter: Path, scorer_ada
     assert card["reward_sha256"] == sha256(scorer_adapter / "adapter_model.safetensors")
     assert card["base_sha256"] == json.loads((adapter / "card.json").read_text())["base_sha256"]
     assert (card["agent"], card["shaping"], card["examples"], card["steps"]) == ("expert", "sum", 4, 2)
-    assert card["recipe"]["end"]["alignment"] == 0.5 and card["validation_reward"].keys() == {"first", "best"}
+    assert [limits.keys() for limits in card["thresholds"]] == [{"alignment", "diversity", "length"}] * 2
+    assert card["validation_reward"].keys() == {"first", "best"}
     assert sorted(path.name for path in out.glob("adapter/*/")) == []
     base = LlamaForCausalLM.from_pretrained(card["base"], dtype=torch.float32)
     PeftModel.from_pretrained(base, str(out / "adapter"))
@@ -430,7 +444,11 @@ def test_dead_groups_are_left_out_of_the_loss(monkeypatch: pytest.MonkeyPatch) -
 def test_where_all_groups_are_dead_nothing_is_learnt(
     data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ExpertRewards, "parts", lambda self, number, text: None)
+
+    def parts(self: ExpertRewards, number: int, text: str) -> Parts | None:
+        return Parts(0, 0, 0, 0) if text == self._rows[number].answer else None
+
+    monkeypatch.setattr(ExpertRewards, "parts", parts)
     run("expert", data, adapter, scorer_adapter, tmp_path / "out", recipe=replace(RECIPE, steps=2))
     history = read_history(tmp_path / "out")
     assert curve(history, "dead_groups")[1] == [1.0, 1.0] and curve(history, "valid")[1] == [0.0, 0.0]

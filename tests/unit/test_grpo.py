@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +37,7 @@ from training.grpo import (
     Agent,
     ExpertRewards,
     ExplainerRewards,
+    Grammars,
     GrpoRecipe,
     Row,
     merged,
@@ -192,6 +194,7 @@ def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExpertRewards, "parts", parts)
     monkeypatch.setattr(grpo, "_explanation", lambda answer: answer or None)
     monkeypatch.setattr(grpo, "open_scorer", lambda *_: lambda tasks: [len(one.subject) % 17 / 17 for one in tasks])
+    monkeypatch.setattr(Grammars, "hold", lambda *_: nullcontext())
 
 
 def run(agent: Agent, data: Path, adapter: Path, reward: Path, out: Path, **other: Any) -> dict[str, Any]:
@@ -423,6 +426,21 @@ def test_merged_weights_answer_alike_and_are_taken_out_to_the_bit(small_model: s
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
+def test_answers_are_held_to_their_schemas(small_model: str) -> None:
+    model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    grammars, rewards = Grammars(tokenizer, model.config.vocab_size), expert_rewards()
+    schemas = [rewards.schema(0).model_json_schema(), {"type": "object", "properties": {"n": {"enum": ["one"]}}}]
+    schemas[1] |= {"required": ["n"], "additionalProperties": False}
+    for _ in range(2):  # a grammar is for one call
+        with grammars.hold(model, schemas):
+            made = model.generate(torch.tensor([[70, 71]] * 2), do_sample=True, max_new_tokens=60)
+        tags, other = tokenizer.batch_decode(made[:, 2:], skip_special_tokens=True)
+        assert rewards.parts(0, tags) and '", "' not in tags
+        assert other == '{"n":"one"}'
+    assert "generate" not in vars(model)
+
+
 def test_dead_groups_are_left_out_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     advantages = torch.tensor([0.5, -0.5, 0.0, 0.0, 1e-8, -1e-8, -0.1, 0.1])
     made = {"advantages": advantages, "completion_mask": torch.ones(8, 3, dtype=torch.long)}
@@ -577,8 +595,12 @@ def test_a_server_answers_by_the_policy_as_it_is(
     assert len({one["cache_salt"] for one in vllm.asked}) == 3  # a prompt that an earlier policy read is read anew
     started = weights(adapter)
     assert all(torch.equal(vllm.loaded[0]["weights"][key], started[key].float()) for key in started)
-    first, step = vllm.asked[0], vllm.asked[1]
-    assert (len(first["prompt"]), len(step["prompt"])) == (8, 8)
+    # A request a group: its prompts are one, and its answers are held to the same schema.
+    assert [len(one["prompt"]) for one in vllm.asked] == [2] * 4 + [4] * 4 + [2] * 4
+    assert all(prompt == one["prompt"][0] for one in vllm.asked for prompt in one["prompt"])
+    schema = expert_rewards().schema(0).model_json_schema()
+    assert all(one["structured_outputs"] == {"json": schema} for one in vllm.asked)
+    first = vllm.asked[0]
     assert (first["temperature"], first["max_tokens"], first["logprobs"], first["return_token_ids"]) == (
         1.0,
         6,
@@ -586,8 +608,7 @@ def test_a_server_answers_by_the_policy_as_it_is(
         True,
     )
     tokenizer = AutoTokenizer.from_pretrained(small_model)
-    assert tokenizer.decode(step["prompt"][0]).endswith("<|im_start|>assistant\n")
-    assert step["prompt"][0] == step["prompt"][3] != step["prompt"][4]
+    assert tokenizer.decode(first["prompt"][0]).endswith("<|im_start|>assistant\n")
     assert curve(read_history(out), "completions/mean_length")[1] == [3.0, 3.0]
 
 
@@ -607,6 +628,8 @@ def test_a_server_that_answers_wrongly_is_explained(
         processing_class=AutoTokenizer.from_pretrained(small_model),
         temperature=1.0,
         max_completion_length=4,
+        asked=[0, 0],
+        schema=lambda row: {"type": "object"},
     )
     with pytest.raises(ServerError, match=said):
         rollout([[{"role": "user", "content": "Need"}]] * 2, trainer)

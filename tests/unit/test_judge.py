@@ -107,6 +107,18 @@ async def test_a_claim_without_support_is_a_fault(context: Context) -> None:
     assert labels_of(await judge(context, claims=claims[:1]))["Grounding"].label == "neutral"
 
 
+async def test_a_reason_that_is_found_in_the_facts_informs_and_no_other(
+    context: Context, server: ScriptedServer
+) -> None:
+    script(server, {"Informativeness": [("t1", "negative")] * 4})
+    item, bought, false = (Claim(text="milk", kind="product", support=support) for support in ("item", "h1", None))
+    by_model = ("negative", False)
+    for claims, told in (([item, bought], ("positive", True)), ([item], by_model), ([bought, false], by_model)):
+        label = labels_of(await judge(context, claims=claims))["Informativeness"]
+        assert (label.label, label.by_code) == told
+    assert not labels_of(await judge(context, claims=None))["Informativeness"].by_code
+
+
 async def test_a_text_that_code_has_read_is_clear_where_its_form_is(context: Context, server: ScriptedServer) -> None:
     script(server, {"Clarity": [("t2", "negative")]})
     unread, read = labels_of(await judge(context)), labels_of(await judge(context, claims=[]))
@@ -117,7 +129,7 @@ async def test_a_text_that_code_has_read_is_clear_where_its_form_is(context: Con
 @pytest.mark.parametrize("kind", get_args(Subject))
 async def test_checks_find_the_faults_of_their_rubrics_examples(context: Context, kind: Subject) -> None:
     for rubric in load_rubrics(kind):
-        for example in rubric.examples if rubric.check not in (None, "claims") else ():
+        for example in rubric.examples if rubric.check not in (None, "claims", "reason") else ():
             task = JudgeTask(user_id="h1", kind=kind, subject_id="x", subject=example.text, facts=[], claims=[])
             found = labels_of(await graph.ainvoke(task, context=context))  # type: ignore[arg-type]
             assert found[rubric.dimension].label == example.label

@@ -124,6 +124,7 @@ def test_checks_of_code_are_rubrics_too() -> None:
         "Address": ("address", False),
         "Clarity": ("form", True),
         "Grounding": ("claims", False),
+        "Informativeness": ("reason", True),
         "Language": ("language", False),
         "Length": ("length", False),
         "Timeliness": ("claims", True),

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from tools.errors import ModelFilesError
 from tools.loading import load_once
 
@@ -52,17 +54,22 @@ def model_path(model: str, report: Callable[[str], None]) -> str:
     Raises:
         ModelFilesError: files are missing or not the recorded ones.
     """
-    if adapter := adapter_of(model):
-        digest = adapter_digest(adapter)
-        target = MODELS_DIRECTORY / (model if model in ADAPTERS else f"merged-{digest[:12]}")
-        if _merged_adapter(target) != digest:
-            merge_adapter(model_path(base_of(adapter), report), adapter, target, report)
-    elif model == BASE_MODEL:
-        target = MODELS_DIRECTORY / BASE_MODEL
-        if not (target / MANIFEST).is_file():
-            convert_base_model(target, report)
-    else:
+    adapter = adapter_of(model)
+    if adapter is None and model != BASE_MODEL:
         return model
+    digest = adapter_digest(adapter) if adapter else ""
+    target = MODELS_DIRECTORY / (model if model in MADE_HERE else f"merged-{digest[:12]}")
+
+    def is_made() -> bool:
+        return _merged_adapter(target) == digest if adapter else (target / MANIFEST).is_file()
+
+    if not is_made():
+        MODELS_DIRECTORY.mkdir(parents=True, exist_ok=True)
+        with FileLock(MODELS_DIRECTORY / f"{target.name}.lock"):  # two commands may find nothing at the same time
+            if not is_made() and adapter:
+                merge_adapter(model_path(base_of(adapter), report), adapter, target, report)
+            elif not is_made():
+                convert_base_model(target, report)
     _verify(target)
     return str(target)
 

@@ -277,12 +277,11 @@ class Rewards(Protocol):
 
     evaluating: bool
     """Whether it is an evaluation, which is the same at all steps."""
+    recent: RecentExplanations | None
+    """What must be in a checkpoint beside the weights; None of experts."""
 
     def schema(self, row: int) -> type[BaseModel]:
         """What an answer to a row is held to, as it is where the agents are served."""
-
-    recent: RecentExplanations | None
-    """What must be in a checkpoint beside the weights; None of experts."""
 
     def reward(
         self,

@@ -12,7 +12,7 @@ from agents.state import IntentState
 from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import ModelFilesError, ServerError
-from tools.ranker import load_ranker, own_chances
+from tools.ranker import leaf_chances, load_ranker
 from tools.shelf import ShelfLine
 from tools.shelf import fill_shelves as propose
 from tools.towers import open_towers, tower_scores
@@ -38,6 +38,6 @@ def _shelves(context: Context, state: IntentState) -> list[list[ShelfLine]]:
         towers = tower_scores(index, dataset, user_id, as_of)
     except (ModelFilesError, ServerError):
         pass  # the retriever, which needs towers and embeddings more, says so
-    chances = own_chances(load_ranker(context.ranker), dataset, user_id, as_of, towers)
+    chances = leaf_chances(load_ranker(context.ranker), dataset, user_id, as_of, towers)
     evidence = [[line.leaf for line in persona.evidence if line.leaf] for persona in state["personas"]]
     return propose(dataset, user_id, as_of, evidence, context.shelf, chances)

@@ -1,4 +1,4 @@
-"""What purchases before a moment tell: co-purchase of leaf categories, demand of the day, a household's own habits."""
+"""What purchases before a moment tell: co-purchase of leaves, demand of the day, own habits, who buys alike."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy.linalg import inv
 from scipy.sparse import csr_matrix
 
-from tools.dataset import Dataset
+from tools.dataset import BASKET, Dataset
 from tools.history import HALF_LIFE_DAYS, LONGEST_RHYTHM_DAYS
 from tools.loading import load_once
 
-FIRST_DAYS = 28
-"""How many households bought a leaf for the first time within so many days tells what is taken up now."""
+LATELY_DAYS = 28
+"""What households bought within so many days, and what of it for the first time, tells what is taken up now."""
 DUE_FROM = 0.7
 """A leaf is due again when so much of its mean interval has passed since it was last bought."""
 SHRINK = 5.0
@@ -29,6 +29,18 @@ EASE_REGULARISATION = 500.0
 """Chosen on validation baskets; a household's own part in the counts is below a thousandth of it."""
 EASE_LEAVES = 4000
 """The leaves that most households bought: the time of an inversion grows with the cube of how many they are."""
+
+PEERS = 200
+"""Households most alike that tell what one of their kind buys."""
+TASTE_HALF_LIFE_DAYS = 60.0
+LEAST_RARITY = 0.2
+"""Of a leaf that nearly all households buy, in their tastes."""
+DAYPARTS = (11, 15, 19)
+"""Hours that part a day; with the weekend apart there are eight times of the week."""
+WEEKDAYS = 5
+"""From Monday on; the others are the weekend."""
+SHRINK_OF_HOUR = 160.0
+"""Purchases of the usual mixture that are added to those of a time of the week."""
 
 Scores = NDArray[np.float32]
 
@@ -45,8 +57,6 @@ class Neighbours:
     """Of each leaf, the category above it."""
     bought: Scores
     """The diagonal, (n,)."""
-    taken_up: Scores
-    """Households that bought the leaf for the first time in the last `FIRST_DAYS` days, plus one, (n,)."""
 
     def likely(self, weights: Scores) -> Scores:
         """For each leaf j: `sum_i w_i n_ij / (n_i + SHRINK)`, what households with this history buy; popular first."""
@@ -75,7 +85,6 @@ def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     """Which leaves households bought besides which, counted over all purchases before `before`."""
     first = purchases_before(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
     pairs = first.sort("user_id", "leaf")
-    lately = pairs.filter(pl.col("timestamp") >= before - timedelta(days=FIRST_DAYS))["leaf"].value_counts()
     leaves = pairs["leaf"].unique().sort().to_list()
     row = {leaf: index for index, leaf in enumerate(leaves)}
     users = pairs["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
@@ -86,10 +95,7 @@ def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     together = (matrix.T @ matrix).tocsr()
     paths = dataset.items["category"].unique().sort().to_list()
     category = {path[-1]: path[max(len(path) - 2, 0)] for path in paths}
-    taken_up = np.ones(len(leaves), dtype=np.float32)
-    for leaf, households in lately.iter_rows():
-        taken_up[row[leaf]] += households
-    return Neighbours(leaves, row, together, category, together.diagonal(), taken_up)
+    return Neighbours(leaves, row, together, category, together.diagonal())
 
 
 @load_once(maxsize=64)
@@ -123,6 +129,100 @@ def ease_weights(together: csr_matrix, regularisation: float) -> NDArray[np.floa
     inverse /= -np.diag(inverse)
     np.fill_diagonal(inverse, 0.0)
     return np.asarray(inverse, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Peers:
+    """What each of m households bought before some moment; the n leaves are those of `Neighbours` of that moment."""
+
+    row: dict[str, int]
+    """Of each household."""
+    tastes: csr_matrix
+    """Root of its decayed baskets times rarity, as unit vectors, (m, n)."""
+    rarity: Scores
+    """log(m / households that bought the leaf), (n,)."""
+    bought: tuple[csr_matrix, csr_matrix, csr_matrix]
+    """1 for what each bought in the last `LATELY_DAYS` days, what of it for the first time, and ever, (m, n)."""
+
+    def buy(self, user_id: str, taste: Scores) -> Scores:
+        """For each leaf the share of the `PEERS` households most alike that bought it, weighted by the squared cosine.
+
+        Args:
+            user_id: the household itself is none of its peers.
+            taste: its own decayed purchases, (n,), see `decayed_baskets`.
+
+        Returns:
+            (3, n): lately, lately for the first time, ever. Zero for a household that bought nothing.
+        """
+        own = np.sqrt(taste) * self.rarity
+        alike = self.tastes @ (own / max(float(np.linalg.norm(own)), 1e-9))
+        if user_id in self.row:
+            alike[self.row[user_id]] = 0
+        nearest = np.argsort(-alike, kind="stable")[:PEERS]
+        weights = alike[nearest] ** 2
+        weights /= max(float(weights.sum()), 1e-9)
+        return np.asarray([matrix[nearest].T @ weights for matrix in self.bought], dtype=np.float32)
+
+
+@load_once(maxsize=8)
+def peers(dataset: Dataset, before: datetime) -> Peers:
+    """The households of a data set by what they bought before `before`."""
+    near = neighbours(dataset, before)
+    baskets = purchases_before(dataset, before).unique(["user_id", "leaf", BASKET])
+    each = (
+        baskets.group_by("user_id", "leaf")
+        .agg(_decayed(before), first=pl.col("timestamp").min(), last=pl.col("timestamp").max())
+        .sort("user_id", "leaf")
+    )
+    users = each["user_id"].unique().sort().to_list()
+    row = {user: number for number, user in enumerate(users)}
+    lately = before - timedelta(days=LATELY_DAYS)
+    places = (
+        each["user_id"].replace_strict(row, return_dtype=pl.Int32).to_numpy(),
+        each["leaf"].replace_strict(near.row, return_dtype=pl.Int32).to_numpy(),
+    )
+
+    def matrix(values: NDArray[np.float32]) -> csr_matrix:
+        return csr_matrix((values, places), shape=(len(users), len(near.leaves)))
+
+    rarity = np.log(np.maximum(len(users), 1) / (near.bought + 1)).clip(min=LEAST_RARITY).astype(np.float32)
+    tastes = matrix(np.sqrt(each["weight"].to_numpy()).astype(np.float32)).multiply(rarity).tocsr()
+    norms = np.sqrt(np.asarray(tastes.multiply(tastes).sum(axis=1))).ravel()
+    tastes = tastes.multiply(1 / np.maximum(norms, 1e-9)[:, None]).tocsr()
+    known = [(each["last"] >= lately), (each["first"] >= lately), (each["last"] < before)]
+    recent, taken_up, ever = (matrix(column.to_numpy().astype(np.float32)) for column in known)
+    return Peers(row, tastes, rarity, (recent, taken_up, ever))
+
+
+def decayed_baskets(dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
+    """For each leaf of a household its baskets, each worth half as much every `TASTE_HALF_LIFE_DAYS`."""
+    baskets = purchases_before(dataset, as_of, user_id).unique(["leaf", BASKET])
+    return dict(baskets.group_by("leaf").agg(_decayed(as_of)).iter_rows())
+
+
+def _decayed(moment: datetime) -> pl.Expr:
+    age = (pl.lit(moment) - pl.col("timestamp")).dt.total_seconds() / 86_400
+    return (0.5 ** (age / TASTE_HALF_LIFE_DAYS)).sum().alias("weight")
+
+
+def times_of_week(moments: pl.Series) -> NDArray[np.int64]:
+    """The part of the day of each moment, and of the weekend's four more: 0 to 7."""
+    weekend = moments.dt.weekday().to_numpy() > WEEKDAYS
+    parts = np.searchsorted(DAYPARTS, moments.dt.hour().to_numpy(), side="right")
+    return np.asarray(parts + (len(DAYPARTS) + 1) * weekend, dtype=np.int64)
+
+
+@load_once(maxsize=64)
+def lift_of_times(dataset: Dataset, before: datetime) -> Scores:
+    """How much likelier each leaf of `Neighbours` is at each time of the week than ever: log-ratios, shrunk, (8, n)."""
+    near = neighbours(dataset, before)
+    baskets = purchases_before(dataset, before).unique(["user_id", "leaf", BASKET])
+    counts = np.zeros((2 * (len(DAYPARTS) + 1), len(near.leaves)))
+    columns = baskets["leaf"].replace_strict(near.row, return_dtype=pl.Int32).to_numpy().astype(np.int64)
+    np.add.at(counts, (times_of_week(baskets["timestamp"]), columns), 1)
+    usual = SHRINK_OF_HOUR * counts.sum(axis=0) / max(counts.sum(), 1)
+    expected = counts.sum(axis=1, keepdims=True) * usual / SHRINK_OF_HOUR
+    return np.asarray(np.log((counts + usual) / (expected + usual)), dtype=np.float32)
 
 
 @load_once(maxsize=2048)

@@ -1,7 +1,9 @@
 """The one ranker of both channels: how likely a household buys each leaf category at its next visit.
 
-A small network reads what purchases before the moment tell of household and leaf (`FEATURES`); leaves that the agents
-tagged get a bonus on the logit. The answer is a probability, so that the traffic allocation can bound it.
+A small network reads what purchases before the moment tell of household and leaf (`FEATURES`) and gives a logit a leaf;
+leaves that the agents tagged get a bonus on it. The softmax over all leaves is the share p that a leaf is expected to
+have in the next basket; it is in a basket of b leaves with probability `1 - exp(-b p)` (Poisson). So the answer is a
+probability, which the traffic allocation can bound.
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ from tools.loading import load_once
 from tools.purchases import (
     Scores,
     buyers,
+    decayed_baskets,
+    lift_of_times,
     likely_besides,
     neighbours,
     own_leaves,
+    peers,
     purchases_before,
     row_of,
     start_of_week,
+    times_of_week,
 )
 from tools.retrieval import leaf_paths
 from tools.weights import CARD, read_weights, write_weights
@@ -38,7 +44,7 @@ from tools.weights import CARD, read_weights, write_weights
 RANKER = Path(__file__).parent.parent / "training" / "weights" / "ranker"
 """The trained ranker that comes with the project."""
 WEIGHTS = "ranker.safetensors"
-HIDDEN = 32
+HIDDEN = 64
 FEATURES = (
     "bought",
     "days_bought",
@@ -57,6 +63,10 @@ FEATURES = (
     "category_weight",
     "household_days",
     "towers",
+    "peers_lately",
+    "peers_first",
+    "peers_ever",
+    "time_of_week",
 )
 """Columns of `LeafTable.features`; counts and days as log(1 + x)."""
 DEMAND_DAYS = (3, 7, 28)
@@ -78,6 +88,8 @@ class LeafTable:
     row: Mapping[str, int]
     bought: NDArray[np.bool_]
     """(n,)."""
+    basket: float
+    """Leaves that the household buys on a day of shopping, on average; 1 before its first."""
     features: Scores
     """(n, len(FEATURES))."""
 
@@ -117,6 +129,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     rhythm = (days > 2) & (every > 0)
     household_days = max(purchases_before(dataset, as_of, user_id)["timestamp"].dt.date().n_unique(), 1)
     recent = row_of(near, dict(own.select("leaf", pl.col("weight").sqrt()).iter_rows()))
+    taste = row_of(near, decayed_baskets(dataset, user_id, as_of))
     lowest = min(towers.values(), default=0.0)
     tower_scores = np.array([towers.get(leaf, lowest) for leaf in catalogue.leaves], dtype=np.float32)
     columns = [
@@ -135,9 +148,12 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         np.log1p(np.bincount(catalogue.category, weight)[catalogue.category]),
         np.full(len(catalogue.leaves), np.log(household_days)),
         (tower_scores - tower_scores.mean()) / max(float(tower_scores.std()), 1e-6),
+        *(from_neighbours(share) for share in peers(dataset, monday).buy(user_id, taste)),
+        from_neighbours(lift_of_times(dataset, monday)[times_of_week(pl.Series([as_of]))[0]]),
     ]
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
-    return LeafTable(catalogue.leaves, catalogue.row, bought > 0, features)
+    basket = max(float(days.sum()) / household_days, 1.0)
+    return LeafTable(catalogue.leaves, catalogue.row, bought > 0, basket, features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,21 +216,20 @@ def rank_candidates(
         towers: scores of leaves by the towers; empty where there are none.
     """
     table = read_leaf_table(dataset, user_id, as_of, towers)
-    chances = ranker.probabilities(table, tagged)
+    chances = ranker.chances(table, tagged)
     proposed = candidates(table, tagged, towers)
     return {leaf: Candidate(source, float(chances[table.row[leaf]])) for leaf, source in proposed.items()}
 
 
-def own_chances(
+def leaf_chances(
     ranker: Ranker, dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float]
 ) -> dict[str, float]:
-    """The chance of each leaf that a household bought before to be in its next basket, whatever the tags.
+    """The chance of each leaf of the catalogue to be in a household's next basket, whatever the tags.
 
     The arguments are those of `rank_candidates`.
     """
     table = read_leaf_table(dataset, user_id, as_of, towers)
-    chances = ranker.probabilities(table, ())
-    return {table.leaves[row]: float(chances[row]) for row in np.flatnonzero(table.bought)}
+    return dict(zip(table.leaves, ranker.chances(table, ()).tolist(), strict=True))
 
 
 class Network(nn.Module):
@@ -246,18 +261,18 @@ class Ranker:
     tag_bonus: float
     """Added to the logit of a leaf that a final tag names."""
 
-    def probabilities(self, table: LeafTable, tagged: Sequence[str]) -> Scores:
+    def chances(self, table: LeafTable, tagged: Sequence[str]) -> Scores:
         """The chance of each leaf to be bought at the next visit, (n,).
 
         Args:
             table: of the household.
             tagged: leaves that the agents' tags name.
         """
-        with torch.inference_mode():
-            logits = self.network(torch.from_numpy(table.features)).numpy()
-        bonus = np.zeros(len(table.leaves), dtype=np.float32)
+        bonus = torch.zeros(len(table.leaves))
         bonus[[table.row[leaf] for leaf in tagged]] = self.tag_bonus
-        return np.asarray(1 / (1 + np.exp(-(logits + bonus))), dtype=np.float32)
+        with torch.inference_mode():
+            shares = (self.network(torch.from_numpy(table.features)) + bonus).softmax(dim=0)
+        return np.asarray(-np.expm1(-table.basket * shares.numpy()), dtype=np.float32)
 
 
 def save_ranker(ranker: Ranker, directory: Path, card: Mapping[str, object]) -> None:

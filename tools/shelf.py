@@ -1,28 +1,30 @@
 """Shelves: leaf categories that tools propose to an expert for its persona, to choose from and to add to.
 
-Each from events before the request alone: what the household bought before, the likeliest first by the ranker; and
-what it never bought, by what households that bought the same things bought besides (co-purchase) and what they take up
-now. Leaves are divided among the personas, so that no two experts are shown the same.
+Each from events before the request alone: what the household bought before, and what it never bought, the likeliest
+first by the ranker. A leaf goes to the persona whose evidence it is most bought with (co-purchase), so that no two
+experts are shown the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tools.dataset import Dataset
-from tools.purchases import neighbours, own_leaves, row_of, start_of_week
+from tools.purchases import Scores, neighbours, own_leaves, row_of, start_of_week
 from tools.signals import trends
 
 KNOWN_SHARE = 0.4
 """Of a shelf: what was bought before. Households buy more of it than of anything new; the rest is for new leaves."""
-OWN_EVERY = 4
-"""Each fourth new leaf is of the evidence's own categories. With more of them a shelf reads better and hits less."""
+FIT = 0.25
+"""Exponent of how well a new leaf goes with a persona, beside its chance; chosen on validation baskets."""
+OWN_LINES = 3
+"""New leaves of each shelf are of the evidence's own categories, so that it reads as its persona's; more hit less."""
 
 Why = Literal["due again", "bought before", "rising", "new"]
 
@@ -49,11 +51,12 @@ def fill_shelves(
     size: int,
     chances: Mapping[str, float],
 ) -> list[list[ShelfLine]]:
-    """A shelf for each persona of a household: what it bought before, the likeliest first, then new leaves, best first.
+    """A shelf for each persona of a household: what it bought before, then new leaves, both the likeliest first.
 
-    A leaf that was bought before goes to the persona whose evidence it is closest to, as long as that has room for it.
-    A new leaf's score for a persona is `close * sqrt(likely * taken_up)`, see `tools.purchases.Neighbours`; the
-    personas choose in turn, each its best or, every `OWN_EVERY`th time, its best among the categories of its evidence.
+    How well leaf j goes with persona k is `fit_kj = close_kj / close_k`: its cosine to the evidence (see
+    `tools.purchases.Neighbours`) over the mean of what is bought. New leaves come in the order of
+    `chance_j * max_k fit_kj ** FIT`. Each leaf goes to the persona that it fits best of those that have room; the best
+    `OWN_LINES` of its evidence's own categories a persona has in any case.
 
     Args:
         dataset: the data set; only events before `as_of` are read.
@@ -61,35 +64,51 @@ def fill_shelves(
         as_of: the moment of the request.
         evidence: for each persona the leaves of its history lines.
         size: most lines of a shelf.
-        chances: of the leaves that were bought before, to be bought next; see `tools.ranker.own_chances`.
+        chances: of leaves to be bought next; see `tools.ranker.leaf_chances`.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
     near = neighbours(dataset, start_of_week(as_of))
     own = own_leaves(dataset, user_id, as_of)
-    due = set(own.filter("due")["leaf"])
-    shelves: list[list[ShelfLine]] = [[] for _ in evidence]
-    taken = set(own["leaf"])
-    closeness = np.array([near.close(row_of(near, dict.fromkeys(leaves, 1.0))) for leaves in evidence])
-    for leaf in sorted(own["leaf"], key=lambda leaf: -chances.get(leaf, 0.0)):
-        for k in np.argsort(-closeness[:, near.row[leaf]], kind="stable") if leaf in near.row else ():
-            if closeness[k, near.row[leaf]] > 0 and len(shelves[k]) < round(size * KNOWN_SHARE):
-                shelves[k].append(ShelfLine(leaf=leaf, why="due again" if leaf in due else "bought before"))
-                break
+    known, due = set(own["leaf"]), set(own.filter("due")["leaf"])
     rising = {leaf for signal in trends(dataset, midnight) for leaf in signal.categories}
-    likely = near.likely(row_of(near, dict(zip(own["leaf"], own["weight"].sqrt(), strict=True))))
-    ranked = []
-    for leaves, close in zip(evidence, closeness, strict=True):
-        scores = close * np.sqrt(likely * near.taken_up)
-        best = [near.leaves[i] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
+    close = np.array([near.close(row_of(near, dict.fromkeys(leaves, 1.0))) for leaves in evidence])
+    usual = close @ near.bought / max(float(near.bought.sum()), 1.0)
+    fit = close / np.maximum(usual, 1e-9)[:, None]
+    chance = np.array([chances.get(leaf, 0.0) for leaf in near.leaves])
+    scores = chance * fit.max(axis=0, initial=0.0) ** FIT
+    old = [row for row in np.argsort(-chance, kind="stable") if near.leaves[row] in known]
+    new = [row for row in np.argsort(-scores, kind="stable") if near.leaves[row] not in known]
+    shelves: list[list[int]] = [[] for _ in evidence]
+    _divide(old, fit, shelves, round(size * KNOWN_SHARE))
+    for shelf, leaves in zip(shelves, evidence, strict=True):
         categories = {near.category[leaf] for leaf in leaves if leaf in near.category}
-        ranked.append((iter(best), iter([leaf for leaf in best if near.category[leaf] in categories])))
-    for turn in range(1, size + 1):
-        for shelf, (best_left, own_left) in zip(shelves, ranked, strict=True):
-            candidates = chain(own_left, best_left) if turn % OWN_EVERY == 0 else best_left
-            if len(shelf) < size and (leaf := next((leaf for leaf in candidates if leaf not in taken), None)):
-                shelf.append(ShelfLine(leaf=leaf, why="rising" if leaf in rising else "new"))
-                taken.add(leaf)
-    return shelves
+        taken = set(chain.from_iterable(shelves))
+        alike = (row for row in new if row not in taken and near.category[near.leaves[row]] in categories)
+        shelf += islice(alike, min(OWN_LINES, size - len(shelf)))
+    _divide(new, fit, shelves, size)
+    place = {row: number for number, row in enumerate([*old, *new])}
+    return [
+        [ShelfLine(leaf=(leaf := near.leaves[row]), why=_why(leaf, known, due, rising)) for row in rows]
+        for rows in (sorted(shelf, key=lambda row: place[row]) for shelf in shelves)
+    ]
+
+
+def _divide(rows: Sequence[int], fit: Scores, shelves: list[list[int]], room: int) -> None:
+    """Put each leaf, in their order, on the shelf of the persona that it fits best (K, n) of those with room."""
+    taken = set(chain.from_iterable(shelves))
+    for row in rows:
+        open_to = [k for k, shelf in enumerate(shelves) if len(shelf) < room]
+        if not open_to:
+            return
+        best = max(open_to, key=lambda k: fit[k, row])
+        if row not in taken and fit[best, row] > 0:
+            shelves[best].append(row)
+
+
+def _why(leaf: str, known: set[str], due: set[str], rising: set[str]) -> Why:
+    if leaf in known:
+        return "due again" if leaf in due else "bought before"
+    return "rising" if leaf in rising else "new"
 
 
 def tag_text(leaf: str) -> str:

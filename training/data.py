@@ -62,7 +62,7 @@ from tools.entities import open_entities
 from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
 from tools.purchases import DUE_FROM
-from tools.ranker import Ranker, load_ranker, own_chances
+from tools.ranker import Ranker, leaf_chances, load_ranker
 from tools.retrieval import CatalogIndex, open_index, popular_leaves
 from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, bearing_on, read_signals
@@ -182,8 +182,8 @@ class Sources:
     ranker: Ranker
 
     def chances(self, view: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
-        """See `tools.ranker.own_chances`."""
-        return own_chances(self.ranker, view, user_id, as_of, tower_scores(self.towers, view, user_id, as_of))
+        """See `tools.ranker.leaf_chances`."""
+        return leaf_chances(self.ranker, view, user_id, as_of, tower_scores(self.towers, view, user_id, as_of))
 
 
 def training_view(dataset: Dataset) -> Dataset:

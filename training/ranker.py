@@ -3,8 +3,10 @@
     recgpt train ranker
 
 Examples are the last training baskets of each household: every leaf that it bought before, and some of the others,
-weighted so that the probabilities come out right. What a tag is worth is chosen on validation households afterwards,
-from runs of the agents (`recgpt eval arm`), since only there the agents have not seen the answer.
+weighted so that the probabilities come out right. The loss is listwise (ListNet's, Cao et al. 2007): cross-entropy of
+the softmax over a household's leaves with its basket, to which every basket adds the same, as to the hit rate. What a
+tag is worth is chosen on validation households afterwards, from runs of the agents (`recgpt eval arm`), since only
+there the agents have not seen the answer.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor
 
 from agents.grounding import tagged_leaves
 from eval.baskets import LevelData, read_level
-from eval.retrieval import Combined, questions, worth
+from eval.metrics import estimate, hit_rate_at_k
+from eval.retrieval import DEPTH, VALIDATION_USERS, Combined, questions, worth
 from eval.splits import SEED, VALIDATION_BASKET, basket_cases
 from eval.tags import TagRun
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.errors import DatasetError
-from tools.ranker import Network, Ranker, read_leaf_table, save_ranker
+from tools.ranker import Network, Ranker, rank_candidates, read_leaf_table, save_ranker
 from tools.towers import TowerIndex, open_towers, tower_scores
 from training.data import training_view
 
@@ -45,8 +48,9 @@ class RankerRecipe:
     keep_new: float = 0.15
     """Share of the leaves never bought, and not in the target, that are kept; each then counts `1 / keep_new` times."""
     learning_rate: float = 2e-3
-    batch: int = 8192
-    epochs: int = 6
+    batch: int = 24
+    """Baskets."""
+    epochs: int = 8
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Rows:
 
     features: NDArray[np.float32]
     """(rows, features)."""
-    labels: NDArray[np.float32]
-    """1 where the leaf was in the basket, (rows,)."""
+    labels: NDArray[np.bool_]
+    """Whether the leaf was in the basket, (rows,)."""
     weights: NDArray[np.float32]
-    """(rows,)."""
+    """How many leaves each row stands for, (rows,)."""
+    sizes: NDArray[np.int64]
+    """Rows of each basket, (baskets,); they follow one another."""
 
 
 def train_ranker(
@@ -94,6 +100,7 @@ def train_ranker(
     ranker, values = choose_tag_bonus(Ranker(network, 0.0), dataset, index, runs)
     card: dict[str, object] = {
         "command": "recgpt train ranker",
+        "validation": validate(ranker, dataset, index, report),
         "dataset": dataset.info.name,
         "embedder": embedder.name,
         "recipe": asdict(recipe),
@@ -127,41 +134,78 @@ def read_rows(
 ) -> Rows:
     """The examples of cut points; `view` has nothing that may not be trained on."""
     rng = np.random.default_rng(recipe.seed)
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
+    parts: list[tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]] = []
     for number, (user, as_of, target) in enumerate(cuts, 1):
         table = read_leaf_table(view, user, as_of, tower_scores(index, view, user, as_of))
-        labels = np.array([leaf in target for leaf in table.leaves], dtype=np.float32)
-        certain = table.bought | (labels > 0)
+        labels = np.array([leaf in target for leaf in table.leaves])
+        certain = table.bought | labels
         kept = certain | (rng.random(len(labels)) < recipe.keep_new)
         weights = np.where(certain, 1.0, 1 / recipe.keep_new).astype(np.float32)
         parts.append((table.features[kept], labels[kept], weights[kept]))
         report(f"features of {number:,} of {len(cuts):,} baskets")
-    return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    sizes = np.array([len(labels) for _, labels, _ in parts])
+    features, labels, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Rows(features, labels, weights, sizes)
 
 
 def fit(rows: Rows, recipe: RankerRecipe, report: Callable[[str], None]) -> Network:
-    """Minimise the weighted log loss."""
+    """Minimise the listwise loss."""
     torch.manual_seed(recipe.seed)
     network = Network()
     features, labels, weights = (torch.from_numpy(part) for part in (rows.features, rows.labels, rows.weights))
     network.mean.copy_(features.mean(dim=0))
     network.scale.copy_(features.std(dim=0).clamp(min=1e-3))
     optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
-    steps = recipe.epochs * -(-len(labels) // recipe.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    steps = recipe.epochs * -(-len(rows.sizes) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=0.05)
+    ends = np.cumsum(rows.sizes)
     for epoch in range(1, recipe.epochs + 1):
         losses = []
-        order = torch.randperm(len(labels))
-        for start in range(0, len(labels), recipe.batch):
+        order = torch.randperm(len(ends)).numpy()
+        for start in range(0, len(ends), recipe.batch):
             chosen = order[start : start + recipe.batch]
-            loss = binary_cross_entropy_with_logits(network(features[chosen]), labels[chosen], weights[chosen])
+            own = [slice(ends[basket] - rows.sizes[basket], ends[basket]) for basket in chosen]
+            found = network(torch.cat([features[r] for r in own]))
+            logits = found.tensor_split(np.cumsum(rows.sizes[chosen])[:-1].tolist())
+            parts = [listwise(each, labels[r], weights[r]) for each, r in zip(logits, own, strict=True)]
+            loss = torch.stack(parts).mean()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
-        report(f"ranker epoch {epoch} of {recipe.epochs}: log loss {np.mean(losses):.5f}")
+        report(f"ranker epoch {epoch} of {recipe.epochs}: listwise loss {np.mean(losses):.4f}")
     return network.eval()
+
+
+def listwise(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of the softmax over the leaves of a household with its basket.
+
+    Args:
+        logits: of leaves, (n,).
+        labels: whether each is in the basket, (n,).
+        weights: how many leaves each stands for, (n,).
+    """
+    return (logits + weights.log()).logsumexp(dim=0) - logits[labels].mean()
+
+
+def validate(
+    ranker: Ranker, dataset: Dataset, index: TowerIndex, report: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """HR@30 of leaves without tags on validation baskets, and of the likeliest how many come true."""
+    figures: dict[str, list[float]] = {key: [] for key in ("hr@30.all", "hr@30.new", "chance of 30", "bought of 30")}
+    cases = basket_cases(dataset, VALIDATION_BASKET, VALIDATION_USERS, SEED)
+    for number, case in enumerate(cases, 1):
+        towers = tower_scores(index, dataset, case.user_id, case.as_of)
+        found = rank_candidates(ranker, dataset, case.user_id, case.as_of, (), towers)
+        ranked = sorted(found, key=lambda leaf: -found[leaf].chance)
+        figures["chance of 30"].append(float(np.mean([found[leaf].chance for leaf in ranked[:DEPTH]])))
+        figures["bought of 30"].append(float(np.mean([leaf in case.target for leaf in ranked[:DEPTH]])))
+        for kind, new in (("all", False), ("new", True)):
+            if (rate := hit_rate_at_k(ranked, case, DEPTH, new)) is not None:
+                figures[f"hr@{DEPTH}.{kind}"].append(rate)
+        report(f"validation baskets {number} of {len(cases)}")
+    return {key: asdict(estimate(values)) for key, values in figures.items()}
 
 
 def choose_tag_bonus(

@@ -21,7 +21,7 @@ from eval.splits import HELD_OUT_BASKETS, TRAIN_END, Case, evaluation_cases, wee
 from tools.dataset import Dataset
 from tools.history import read_days, read_events, read_history
 from tools.purchases import own_leaves
-from tools.ranker import RANKER, load_ranker, own_chances, read_leaf_table
+from tools.ranker import RANKER, leaf_chances, load_ranker, read_leaf_table
 from tools.retrieval import best_sellers, popular_items, popular_leaves
 from tools.shelf import fill_shelves
 from tools.signals import read_signals
@@ -56,7 +56,7 @@ def midnight(case: Case) -> datetime:
 
 def shelves(dataset: Dataset, case: Case) -> Any:
     leaves = own_leaves(dataset, case.user_id, case.as_of)["leaf"].to_list()
-    chances = own_chances(load_ranker(RANKER), dataset, case.user_id, case.as_of, {})
+    chances = leaf_chances(load_ranker(RANKER), dataset, case.user_id, case.as_of, {})
     return fill_shelves(dataset, case.user_id, case.as_of, [leaves[:4], leaves[4:8]], 20, chances)
 
 

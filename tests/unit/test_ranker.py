@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,7 +17,15 @@ from tools import purchases
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, ModelFilesError
-from tools.purchases import likely_besides, neighbours
+from tools.purchases import (
+    decayed_baskets,
+    lift_of_times,
+    likely_besides,
+    neighbours,
+    peers,
+    row_of,
+    times_of_week,
+)
 from tools.ranker import (
     FEATURES,
     LONGEST_OVERDUE,
@@ -30,7 +39,7 @@ from tools.ranker import (
 )
 from tools.retrieval import leaf_paths
 from tools.towers import TOWERS, open_towers
-from training.ranker import RankerRecipe, Rows, choose_tag_bonus, cut_points, fit
+from training.ranker import RankerRecipe, Rows, choose_tag_bonus, cut_points, fit, listwise
 
 
 def feature(table: LeafTable, leaf: str, name: str) -> float:
@@ -69,22 +78,30 @@ def test_a_tag_adds_its_bonus_to_the_logit(small: Dataset) -> None:
     torch.manual_seed(0)
     table = read_leaf_table(small, "h1", AS_OF, {})
     ranker = Ranker(Network().eval(), tag_bonus=0.7)
-    without, tagged = ranker.probabilities(table, []), ranker.probabilities(table, ["Dish Soap"])
-    logit = np.log(tagged / (1 - tagged)) - np.log(without / (1 - without))
-    assert logit[table.row["Dish Soap"]] == pytest.approx(0.7, abs=1e-4)
-    assert np.abs(np.delete(logit, table.row["Dish Soap"])).max() < 1e-4
+    without, tagged = (-np.log1p(-ranker.chances(table, tags)) for tags in ([], ["Dish Soap"]))
+    assert without.sum() == pytest.approx(table.basket, rel=1e-4)  # a basket's expected leaves
+    logit = np.log(tagged / without)
+    gain = logit[table.row["Dish Soap"]] - np.delete(logit, table.row["Dish Soap"])
+    assert gain == pytest.approx(np.full(len(gain), 0.7), abs=1e-3)
 
 
 def test_it_learns_which_feature_tells() -> None:
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(4000, len(FEATURES))).astype(np.float32)
-    labels = (rng.random(4000) < 1 / (1 + np.exp(-3 * features[:, 2] + 2))).astype(np.float32)
-    rows = Rows(features, labels, np.ones(4000, dtype=np.float32))
-    network = fit(rows, RankerRecipe(batch=256, epochs=8, learning_rate=1e-2), lambda message: None)
+    features = rng.normal(size=(400, 20, len(FEATURES))).astype(np.float32)
+    shares = np.exp(2 * features[..., 2])
+    shares /= shares.sum(axis=1, keepdims=True)
+    labels = np.stack([np.isin(np.arange(20), rng.choice(20, 3, replace=False, p=own)) for own in shares])
+    rows = Rows(features.reshape(-1, len(FEATURES)), labels.ravel(), np.ones(8000, dtype=np.float32), np.full(400, 20))
+    network = fit(rows, RankerRecipe(batch=16, epochs=8, learning_rate=1e-2), lambda message: None)
     with torch.inference_mode():
-        chances = torch.sigmoid(network(torch.from_numpy(features))).numpy()
-    assert np.corrcoef(chances, features[:, 2])[0, 1] > 0.8
-    assert chances.mean() == pytest.approx(labels.mean(), abs=0.03)  # probabilities, not only an order
+        logits = network(torch.from_numpy(rows.features)).numpy()
+    assert np.corrcoef(logits, rows.features[:, 2])[0, 1] > 0.8
+
+
+def test_the_listwise_loss_counts_what_each_leaf_stands_for() -> None:
+    logits, labels = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([True, False, False])
+    loss = listwise(logits, labels, torch.tensor([1.0, 4.0, 1.0]))
+    assert loss.item() == pytest.approx(np.log(np.e + 4 + np.e**2) - 1, rel=1e-6)
 
 
 def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path) -> None:
@@ -94,7 +111,7 @@ def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path)
     table = read_leaf_table(small, "h1", AS_OF, {})
     again = load_ranker(tmp_path)
     assert again.tag_bonus == 0.5
-    assert np.array_equal(again.probabilities(table, []), ranker.probabilities(table, []))
+    assert np.array_equal(again.chances(table, []), ranker.chances(table, []))
     other = tmp_path / "other"
     save_ranker(ranker, other, {})
     card = other / "card.json"
@@ -150,3 +167,29 @@ def test_ease_expects_what_is_bought_besides(journey: Dataset, monkeypatch: pyte
 
 def test_before_the_first_purchase_ease_knows_nothing(journey: Dataset) -> None:
     assert likely_besides(journey, datetime(2016, 1, 1)).shape == (0, 0)
+
+
+def test_peers_tell_what_households_buy_that_buy_alike(journey: Dataset) -> None:
+    near, found = neighbours(journey, AS_OF), peers(journey, AS_OF)
+    taste = row_of(near, {"Baby Diapers": 3.0, "Baby Wipes": 2.0})
+    lately, first, ever = found.buy("nobody", taste)
+    assert {near.leaves[leaf] for leaf in np.argsort(-ever)[:200]} > {"Baby Diapers", "Baby Wipes"}
+    assert ever[near.row["Baby Diapers"]] > 3 * near.bought[near.row["Baby Diapers"]] / len(found.row)
+    assert (first <= lately + 1e-6).all() and (lately <= ever + 1e-6).all() and ever.max() <= 1 + 1e-6
+    assert not found.buy("nobody", row_of(near, {})).any()
+
+
+def test_a_household_is_none_of_its_own_peers(small: Dataset) -> None:
+    near, found = neighbours(small, AS_OF), peers(small, AS_OF)
+    own = row_of(near, decayed_baskets(small, "h1", AS_OF))
+    assert found.buy("somebody else", own)[2][near.row["White Milk"]] > 0
+    assert found.buy("h1", own)[2][near.row["White Milk"]] == 0  # nobody else buys it there
+
+
+def test_times_of_the_week_are_eight(journey: Dataset) -> None:
+    hours = pl.Series([datetime(2017, 11, 17, 10, 59), datetime(2017, 11, 17, 11), datetime(2017, 11, 19, 23)])
+    assert times_of_week(hours).tolist() == [0, 1, 7]
+    lift, near = lift_of_times(journey, AS_OF), neighbours(journey, AS_OF)
+    assert lift.shape == (8, len(near.leaves)) and np.isfinite(lift).all()
+    shares = near.bought / near.bought.sum()
+    assert abs(float((lift @ shares).mean())) < 0.2

@@ -59,7 +59,6 @@ def test_an_item_rests_on_its_own_line_and_on_what_goes_with_it() -> None:
         together,
         category={},
         bought=together.diagonal(),
-        taken_up=np.ones(3, dtype=np.float32),
     )
 
     def line(number: int, leaf: str, weight: float) -> HistoryLine:

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import AS_OF
 from tools.dataset import Dataset
 from tools.history import read_history
-from tools.purchases import own_leaves
+from tools.purchases import neighbours, own_leaves, start_of_week
 from tools.shelf import ShelfLine, tag_text
 from tools.shelf import fill_shelves as fill
 
@@ -21,8 +21,10 @@ def household(journey: Dataset) -> str:
 def fill_shelves(
     dataset: Dataset, user_id: str, as_of: datetime, evidence: list[list[str]], size: int
 ) -> list[list[ShelfLine]]:
-    """Shelves where the chance of a leaf is the weight of its purchases."""
-    chances = dict(own_leaves(dataset, user_id, as_of).select("leaf", "weight").iter_rows())
+    """Shelves where the chance of a leaf is the weight of its purchases, of a new one its share of all purchases."""
+    near = neighbours(dataset, start_of_week(as_of))
+    chances = dict(zip(near.leaves, (near.bought / max(near.bought.sum(), 1)).tolist(), strict=True))
+    chances |= dict(own_leaves(dataset, user_id, as_of).select("leaf", "weight").iter_rows())
     return fill(dataset, user_id, as_of, evidence, size, chances)
 
 

@@ -56,6 +56,8 @@ FEATURES = (
     "buyers_3_days",
     "buyers_7_days",
     "buyers_28_days",
+    "rise_3_days",
+    "rise_7_days",
     "buyers_ever",
     "likely",
     "close",
@@ -68,8 +70,10 @@ FEATURES = (
     "peers_ever",
     "time_of_week",
 )
-"""Columns of `LeafTable.features`; counts and days as log(1 + x)."""
+"""Columns of `LeafTable.features`; counts and days as log(1 + x), rises as log-ratios to the last four weeks."""
 DEMAND_DAYS = (3, 7, 28)
+FEWEST_BUYERS = 2.0
+"""Added to counts of buyers before their ratio says that a leaf rises: three after one are no trend."""
 TOWER_LEAVES = 1000
 """Leaves that the towers propose, of those never bought."""
 LONGEST_OVERDUE = 4.0
@@ -129,6 +133,8 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     rhythm = (days > 2) & (every > 0)
     household_days = max(purchases_before(dataset, as_of, user_id)["timestamp"].dt.date().n_unique(), 1)
     recent = row_of(near, dict(own.select("leaf", pl.col("weight").sqrt()).iter_rows()))
+    demand = {span: column(buyers(dataset, midnight, span)) for span in DEMAND_DAYS}
+    month = demand[DEMAND_DAYS[-1]]
     taste = row_of(near, decayed_baskets(dataset, user_id, as_of))
     lowest = min(towers.values(), default=0.0)
     tower_scores = np.array([towers.get(leaf, lowest) for leaf in catalogue.leaves], dtype=np.float32)
@@ -140,7 +146,8 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         np.log1p(since) * bought,
         np.where(rhythm, np.minimum(since / np.maximum(every, 1), LONGEST_OVERDUE), 0),
         rhythm,
-        *(np.log1p(column(buyers(dataset, midnight, span))) for span in DEMAND_DAYS),
+        *(np.log1p(found) for found in demand.values()),
+        *(_rise(demand[span], month * np.float32(span / DEMAND_DAYS[-1])) for span in DEMAND_DAYS[:-1]),
         np.log1p(from_neighbours(near.bought)),
         np.log1p(from_neighbours(near.likely(recent))),
         np.log1p(from_neighbours(near.close(recent))),
@@ -154,6 +161,11 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
     basket = max(float(days.sum()) / household_days, 1.0)
     return LeafTable(catalogue.leaves, catalogue.row, bought > 0, basket, features)
+
+
+def _rise(found: Scores, expected: Scores) -> Scores:
+    """Log-ratio of buyers found and expected, (n,)."""
+    return np.asarray(np.log((found + FEWEST_BUYERS) / (expected + FEWEST_BUYERS)), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,8 +44,8 @@ class RankerRecipe:
 
     seed: int = 7
     baskets: int = 6
-    """Targets of a household: its last training baskets; the towers, too, learnt from all but the last three of them, which
-    on validation baskets does not matter."""
+    """Targets of a household: its last training baskets. The towers saw the first three of them too, which does not
+    matter on validation baskets."""
     keep_new: float = 0.15
     """Share of the leaves never bought, and not in the target, that are kept; each then counts `1 / keep_new` times."""
     learning_rate: float = 2e-3

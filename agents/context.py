@@ -199,7 +199,7 @@ class Context(BaseSettings):
     expert_instructions: str | None = Field(None, json_schema_extra=_for_nodes("run_expert", langgraph_type="prompt"))
     arbiter_model: str | None = Field(None, json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_prompt: str = Field("v1", json_schema_extra=_for_nodes("arbitrate_tags"))
-    arbiter_temperature: float = Field(0.1, ge=0, le=2, json_schema_extra=_for_nodes("arbitrate_tags"))
+    arbiter_temperature: float = Field(0.7, ge=0, le=2, json_schema_extra=_for_nodes("arbitrate_tags"))
     arbiter_instructions: str | None = Field(
         None, json_schema_extra=_for_nodes("arbitrate_tags", langgraph_type="prompt")
     )

@@ -13,10 +13,11 @@ from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tools.dataset import Dataset
-from tools.purchases import Scores, neighbours, own_leaves, row_of, start_of_week
+from tools.purchases import neighbours, own_leaves, row_of, start_of_week
 from tools.signals import trends
 
 KNOWN_SHARE = 0.4
@@ -71,7 +72,9 @@ def fill_shelves(
     own = own_leaves(dataset, user_id, as_of)
     known, due = set(own["leaf"]), set(own.filter("due")["leaf"])
     rising = {leaf for signal in trends(dataset, midnight) for leaf in signal.categories}
-    close = np.array([near.close(row_of(near, dict.fromkeys(leaves, 1.0))) for leaves in evidence])
+    close = np.zeros((len(evidence), len(near.leaves)))
+    for k, leaves in enumerate(evidence):
+        close[k] = near.close(row_of(near, dict.fromkeys(leaves, 1.0)))
     usual = close @ near.bought / max(float(near.bought.sum()), 1.0)
     fit = close / np.maximum(usual, 1e-9)[:, None]
     chance = np.array([chances.get(leaf, 0.0) for leaf in near.leaves])
@@ -93,7 +96,7 @@ def fill_shelves(
     ]
 
 
-def _divide(rows: Sequence[int], fit: Scores, shelves: list[list[int]], room: int) -> None:
+def _divide(rows: Sequence[int], fit: NDArray[np.float64], shelves: list[list[int]], room: int) -> None:
     """Put each leaf, in their order, on the shelf of the persona that it fits best (K, n) of those with room."""
     taken = set(chain.from_iterable(shelves))
     for row in rows:

@@ -85,6 +85,10 @@ def test_in_the_first_week_nobody_has_bought_anything_yet(small: Dataset) -> Non
     assert fill_shelves(small, "h1", first, [["White Milk"], []], 10) == [[], []]
 
 
+def test_without_personas_there_are_no_shelves(small: Dataset) -> None:
+    assert fill_shelves(small, "h1", AS_OF, [], 10) == []
+
+
 def test_searches_alone_fill_no_shelf(small: Dataset) -> None:
     events = small.events_before(small.last_event + timedelta(days=1))
     searches = small.with_events(events.with_columns(action=pl.lit("search"), query=pl.lit("milk")))

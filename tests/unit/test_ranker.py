@@ -56,7 +56,7 @@ def test_features_tell_habit_demand_and_towers(small: Dataset) -> None:
     assert feature(table, "White Milk", "since_over_rhythm") == pytest.approx(min(since / 7, LONGEST_OVERDUE), rel=1e-3)
     assert feature(table, "Infant Formula", "since_over_rhythm") == 0  # one purchase is no rhythm
     assert feature(table, "Frozen Pizza", "buyers_28_days") == pytest.approx(np.log1p(1))
-    assert feature(table, "Frozen Pizza", "rise_7_days") == pytest.approx(np.log(2 / 2.25))  # one buyer in four weeks
+    assert feature(table, "Frozen Pizza", "rise_7_days") == pytest.approx(np.log(3 / 2.25))  # all of four weeks in one
     assert feature(table, "White Milk", "towers") > feature(table, "Dish Soap", "towers")
     assert feature(table, "Dish Soap", "towers") == feature(table, "Frozen Pizza", "towers")  # no score: the lowest
     assert np.isfinite(table.features).all()

@@ -26,6 +26,7 @@ from tools.dataset import open_dataset
 from tools.embedding import open_embedder
 from tools.errors import ModelFilesError
 from tools.history import read_history
+from tools.occasions import open_occasions
 from tools.purchases import Neighbours, neighbours, purchases_before, start_of_week
 from tools.ranker import Candidate, load_ranker, rank_candidates
 from tools.retrieval import CatalogIndex, best_sellers, open_index
@@ -100,7 +101,9 @@ def _retrieve(context: Context, state: RecommendState) -> tuple[list[Recommended
         notes.append(f"items are of the utility channel alone: {none}")
     scores = {leaf: match.score for leaf, match in towers.items()}
     ranker = load_ranker(context.ranker)
-    proposed = rank_candidates(ranker, dataset, user_id, as_of, list(tags), scores)
+    proposed = rank_candidates(
+        ranker, dataset, user_id, as_of, list(tags), scores, open_occasions(dataset, index.embedder)
+    )
     item_of = _items_of_leaves(index, state, proposed, tags, towers)
     if lost := [tags[leaf].tag for leaf in tags if leaf not in item_of]:
         notes.append(f"no item of their leaf category is sold for the tags: {', '.join(lost)}")

@@ -34,7 +34,7 @@ from eval.baskets import Ids, LevelData, Situation
 from eval.sasrec import SasrecSettings, train_sasrec
 from eval.splits import SEED, TRAIN_END, VALIDATION_BASKET, Case, basket_cases
 from tools.dataset import Dataset
-from tools.ranker import Ranker, rank_candidates, read_catalogue
+from tools.ranker import UtilityChannel, read_catalogue
 from tools.retrieval import leaf_paths
 from tools.towers import TowerIndex, tower_scores
 
@@ -263,16 +263,14 @@ class Combined:
     """Both channels: the leaves of the tags, of the towers and of the household's own purchases, by the one ranker."""
 
     dataset: Dataset
-    index: TowerIndex
-    ranker: Ranker
+    utility: UtilityChannel
     tagged: Mapping[tuple[str, datetime], Sequence[str]]
     """Leaves that final tags name, by household and moment; a household without an entry has no tags."""
 
     def score(self, seen: Situation) -> Scores:
         """See `Recommender`; -inf for what no channel proposes."""
         tagged = self.tagged.get((seen.user_id, seen.as_of), ())
-        towers = tower_scores(self.index, self.dataset, seen.user_id, seen.as_of)
-        found = rank_candidates(self.ranker, self.dataset, seen.user_id, seen.as_of, tagged, towers)
+        found = self.utility.rank(self.dataset, seen.user_id, seen.as_of, tagged)
         row = read_catalogue(self.dataset).row
         scores = np.full(len(row), -np.inf)
         for leaf, candidate in found.items():

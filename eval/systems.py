@@ -24,10 +24,11 @@ from graphs.routes import graph as routes_graph
 from tools.allocation import solve_in_closed_form, threshold, worth
 from tools.dataset import Dataset
 from tools.embedding import Embedder
-from tools.ranker import FEATURES, TOWER_LEAVES, Ranker, load_ranker, rank_candidates, read_catalogue
+from tools.occasions import OCCASIONS, open_occasions
+from tools.ranker import FEATURES, TOWER_LEAVES, UtilityChannel, load_ranker, read_catalogue
 from tools.ranker import WEIGHTS as RANKER_WEIGHTS
 from tools.towers import WEIGHTS as TOWER_WEIGHTS
-from tools.towers import TowerIndex, open_towers, tower_scores
+from tools.towers import open_towers
 
 TAGGERS = {"v1": routes_graph, "v2": intent_graph}
 """What writes the tags of each system."""
@@ -76,13 +77,12 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
             models["shelf"] = Listed(shelves, number), len(shelves), _digest(runs["v2"])
         if utility:
             everyone = len(run.cases(split, None if split == "test" else run.users))
-            parts = run.dataset, utility.index, utility.ranker
             for system, name in (("v1", "v1_combined"), ("v2", OURS)):
                 tagged = {(entry.user_id, entry.as_of): list(tagged_leaves(entry.tags)) for entry in runs[system]}
                 both = _digest(runs[system], utility.digest)
-                models[name] = Remembering(Combined(*parts, tagged)), len(tagged), both
-            models["utility"] = Remembering(Combined(*parts, {})), everyone, utility.digest
-            towers = TowerRecommender(run.dataset, utility.index, run.levels["leaf"].entities)
+                models[name] = Remembering(Combined(run.dataset, utility.channel, tagged)), len(tagged), both
+            models["utility"] = Remembering(Combined(run.dataset, utility.channel, {})), everyone, utility.digest
+            towers = TowerRecommender(run.dataset, utility.channel.towers, run.levels["leaf"].entities)
             models["towers"] = Remembering(towers), everyone, utility.digest
         models = {name: found for name, found in models.items() if found[1]}
         for name in set(OUR_MODELS) - set(models):
@@ -96,10 +96,9 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
 
 @dataclass(frozen=True)
 class Utility:
-    """What the utility channel is made of."""
+    """The utility channel of a run."""
 
-    index: TowerIndex
-    ranker: Ranker
+    channel: UtilityChannel
     digest: str
     """Of their weights."""
 
@@ -110,10 +109,11 @@ def open_utility(dataset: Dataset, embedder: Embedder, towers: Path, ranker: Pat
     Raises:
         ModelFilesError: one is missing, or was trained on other embeddings.
     """
-    index, trained = open_towers(dataset, embedder, towers), load_ranker(ranker)
+    trained = load_ranker(ranker)
+    channel = UtilityChannel(trained, open_towers(dataset, embedder, towers), open_occasions(dataset, embedder))
     weights = [(towers / TOWER_WEIGHTS).read_bytes(), (ranker / RANKER_WEIGHTS).read_bytes(), trained.tag_bonus]
-    weights += [FEATURES, TOWER_LEAVES]
-    return Utility(index, trained, hashlib.sha256(repr(weights).encode()).hexdigest()[:16])
+    weights += [FEATURES, TOWER_LEAVES, OCCASIONS.read_bytes()]
+    return Utility(channel, hashlib.sha256(repr(weights).encode()).hexdigest()[:16])
 
 
 def _digest(runs: Sequence[TagRun], more: str = "") -> str:
@@ -167,8 +167,7 @@ def allocation_figures(run: Evaluation, utility: Utility, context: Context) -> d
     values: dict[str, list[float]] = {}
     for entry in read_system(run, "v2", "test")[: run.users][:PAGES]:
         tagged = list(tagged_leaves(entry.tags))
-        towers = tower_scores(utility.index, run.dataset, entry.user_id, entry.as_of)
-        found = rank_candidates(utility.ranker, run.dataset, entry.user_id, entry.as_of, tagged, towers)
+        found = utility.channel.rank(run.dataset, entry.user_id, entry.as_of, tagged)
         count = min(context.items, len(found))
         program = page_program(list(found.values()), context, count)
         page = np.zeros(len(found))

@@ -24,6 +24,7 @@ from torch import nn
 from tools.dataset import Dataset
 from tools.errors import ModelFilesError
 from tools.loading import load_once
+from tools.occasions import Occasions
 from tools.purchases import (
     Scores,
     buyers,
@@ -39,12 +40,15 @@ from tools.purchases import (
     times_of_week,
 )
 from tools.retrieval import leaf_paths
+from tools.towers import TowerIndex, tower_scores
 from tools.weights import CARD, read_weights, write_weights
 
 RANKER = Path(__file__).parent.parent / "training" / "weights" / "ranker"
 """The trained ranker that comes with the project."""
 WEIGHTS = "ranker.safetensors"
 HIDDEN = 64
+MEMBERS = 3
+"""Networks whose logits are averaged: one alone hits up to .01 more or fewer of the new leaves by its seed."""
 FEATURES = (
     "bought",
     "days_bought",
@@ -69,9 +73,14 @@ FEATURES = (
     "peers_first",
     "peers_ever",
     "time_of_week",
+    "occasion_3_days",
+    "occasion_10_days",
+    "occasion_past",
 )
 """Columns of `LeafTable.features`; counts and days as log(1 + x), rises as log-ratios to the last four weeks."""
 DEMAND_DAYS = (3, 7, 28)
+OCCASION_DAYS = ((0, 3), (4, 10), (-14, -1))
+"""From today; after a holiday what was bought for it says little of what is needed."""
 FEWEST_BUYERS = 2.0
 """Added to counts of buyers before their ratio says that a leaf rises: three after one are no trend."""
 TOWER_LEAVES = 1000
@@ -98,7 +107,9 @@ class LeafTable:
     """(n, len(FEATURES))."""
 
 
-def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float]) -> LeafTable:
+def read_leaf_table(
+    dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float], occasions: Occasions
+) -> LeafTable:
     """Features of every leaf, from events before `as_of` alone.
 
     Args:
@@ -106,6 +117,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         user_id: the household.
         as_of: the moment.
         towers: scores of leaves by the towers; those without one get the lowest. Empty where there are no towers.
+        occasions: of the data set.
     """
     midnight = datetime.combine(as_of.date(), datetime.min.time())
     monday = start_of_week(as_of)
@@ -157,6 +169,7 @@ def read_leaf_table(dataset: Dataset, user_id: str, as_of: datetime, towers: Map
         (tower_scores - tower_scores.mean()) / max(float(tower_scores.std()), 1e-6),
         *(from_neighbours(share) for share in peers(dataset, monday).buy(user_id, taste)),
         from_neighbours(lift_of_times(dataset, monday)[times_of_week(pl.Series([as_of]))[0]]),
+        *(occasions.between(as_of.date(), *span) for span in OCCASION_DAYS),
     ]
     features = np.stack([np.asarray(values, dtype=np.float32) for values in columns], axis=1)
     basket = max(float(days.sum()) / household_days, 1.0)
@@ -216,6 +229,7 @@ def rank_candidates(
     as_of: datetime,
     tagged: Sequence[str],
     towers: Mapping[str, float],
+    occasions: Occasions,
 ) -> dict[str, Candidate]:
     """What the channels propose to a household, by leaf.
 
@@ -226,26 +240,32 @@ def rank_candidates(
         as_of: the moment.
         tagged: leaves that final tags name.
         towers: scores of leaves by the towers; empty where there are none.
+        occasions: of the data set.
     """
-    table = read_leaf_table(dataset, user_id, as_of, towers)
+    table = read_leaf_table(dataset, user_id, as_of, towers, occasions)
     chances = ranker.chances(table, tagged)
     proposed = candidates(table, tagged, towers)
     return {leaf: Candidate(source, float(chances[table.row[leaf]])) for leaf, source in proposed.items()}
 
 
 def leaf_chances(
-    ranker: Ranker, dataset: Dataset, user_id: str, as_of: datetime, towers: Mapping[str, float]
+    ranker: Ranker,
+    dataset: Dataset,
+    user_id: str,
+    as_of: datetime,
+    towers: Mapping[str, float],
+    occasions: Occasions,
 ) -> dict[str, float]:
     """The chance of each leaf of the catalogue to be in a household's next basket, whatever the tags.
 
     The arguments are those of `rank_candidates`.
     """
-    table = read_leaf_table(dataset, user_id, as_of, towers)
+    table = read_leaf_table(dataset, user_id, as_of, towers, occasions)
     return dict(zip(table.leaves, ranker.chances(table, ()).tolist(), strict=True))
 
 
 class Network(nn.Module):
-    """Standardised features to one logit."""
+    """Standardised features to one logit: the mean of several networks that differ in their first weights."""
 
     mean: torch.Tensor
     scale: torch.Tensor
@@ -255,14 +275,22 @@ class Network(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(len(FEATURES)))
         self.register_buffer("scale", torch.ones(len(FEATURES)))
-        self.layers = nn.Sequential(
-            nn.Linear(len(FEATURES), HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1)
-        )
+        self.members = nn.ModuleList(_member() for _ in range(MEMBERS))
+
+    def each(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, features) to the logits of each member, (n, MEMBERS)."""
+        standardised = (features - self.mean) / self.scale
+        return torch.cat([member(standardised) for member in self.members], dim=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(n, features) to logits (n,)."""
-        logits: torch.Tensor = self.layers((features - self.mean) / self.scale)
-        return logits[:, 0]
+        return self.each(features).mean(dim=1)
+
+
+def _member() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(len(FEATURES), HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1)
+    )
 
 
 @dataclass(frozen=True)
@@ -285,6 +313,25 @@ class Ranker:
         with torch.inference_mode():
             shares = (self.network(torch.from_numpy(table.features)) + bonus).softmax(dim=0)
         return np.asarray(-np.expm1(-table.basket * shares.numpy()), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class UtilityChannel:
+    """What is bought anyway: own purchases and towers, by the ranker."""
+
+    ranker: Ranker
+    towers: TowerIndex
+    occasions: Occasions
+
+    def rank(self, dataset: Dataset, user_id: str, as_of: datetime, tagged: Sequence[str] = ()) -> dict[str, Candidate]:
+        """See `rank_candidates`."""
+        towers = tower_scores(self.towers, dataset, user_id, as_of)
+        return rank_candidates(self.ranker, dataset, user_id, as_of, tagged, towers, self.occasions)
+
+    def chances(self, dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
+        """See `leaf_chances`."""
+        towers = tower_scores(self.towers, dataset, user_id, as_of)
+        return leaf_chances(self.ranker, dataset, user_id, as_of, towers, self.occasions)
 
 
 def save_ranker(ranker: Ranker, directory: Path, card: Mapping[str, object]) -> None:

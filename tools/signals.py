@@ -132,23 +132,28 @@ def season(day: date, country: str) -> Signal:
 
 def upcoming_holidays(day: date, country: str) -> list[Signal]:
     """Holidays from today to `HOLIDAY_HORIZON_DAYS` ahead, public and unofficial, nearest first."""
-    last = day + timedelta(days=HOLIDAY_HORIZON_DAYS)
-    supported = holidays.list_supported_countries(include_aliases=False)
-    if country not in supported:
-        return []
-    calendar = holidays.country_holidays(
-        country,
-        years={day.year, last.year},
-        observed=False,
-        categories=tuple({"public", "unofficial"} & set(holidays.country_holidays(country).supported_categories)),
-        language="en_US" if "en_US" in holidays.country_holidays(country).supported_languages else None,
-    )
     signals = []
-    for when in sorted(when for when in calendar if day <= when <= last):
+    for when, name in holidays_between(day, day + timedelta(days=HOLIDAY_HORIZON_DAYS), country):
         days = (when - day).days
         ahead = "today" if days == 0 else "tomorrow" if days == 1 else f"in {days} days"
-        signals.append(Signal(id="", kind="holiday", text=f"{calendar[when]} {ahead}", categories=[]))
+        signals.append(Signal(id="", kind="holiday", text=f"{name} {ahead}", categories=[]))
     return signals
+
+
+@load_once(maxsize=1024)
+def holidays_between(first: date, last: date, country: str) -> tuple[tuple[date, str], ...]:
+    """The holidays of a country from a day to another one, in order; none of a country that is not known."""
+    if country not in holidays.list_supported_countries(include_aliases=False):
+        return ()
+    known = holidays.country_holidays(country)
+    calendar = holidays.country_holidays(
+        country,
+        years={first.year, last.year},
+        observed=False,
+        categories=tuple({"public", "unofficial"} & set(known.supported_categories)),
+        language="en_US" if "en_US" in known.supported_languages else None,
+    )
+    return tuple((when, calendar[when]) for when in sorted(calendar) if first <= when <= last)
 
 
 @load_once(maxsize=512)

@@ -61,12 +61,13 @@ from tools.embedding import open_embedder
 from tools.entities import open_entities
 from tools.history import HistoryLine, number_lines, read_history
 from tools.models import BASE_MODEL, model_path
+from tools.occasions import open_occasions
 from tools.purchases import DUE_FROM
-from tools.ranker import Ranker, leaf_chances, load_ranker
+from tools.ranker import UtilityChannel, load_ranker
 from tools.retrieval import CatalogIndex, open_index, popular_leaves
 from tools.shelf import ShelfLine, fill_shelves, tag_text
 from tools.signals import Signal, bearing_on, read_signals
-from tools.towers import TowerIndex, open_towers, tower_scores
+from tools.towers import open_towers
 from training.explanations import FIXED_DEVICE, explanation_target
 from training.hybrid import ENTITIES, TAGS, VECTORS
 from training.mixture import ExpertKind, Mixture, general_examples
@@ -178,12 +179,7 @@ class Sources:
     """What the run-time readers need besides the data set."""
 
     index: CatalogIndex
-    towers: TowerIndex
-    ranker: Ranker
-
-    def chances(self, view: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
-        """See `tools.ranker.leaf_chances`."""
-        return leaf_chances(self.ranker, view, user_id, as_of, tower_scores(self.towers, view, user_id, as_of))
+    utility: UtilityChannel
 
 
 def training_view(dataset: Dataset) -> Dataset:
@@ -251,7 +247,7 @@ class Builder:
             as_of,
             evidence,
             self._settings.shelf,
-            self._sources.chances(self._view, user_id, as_of),
+            self._sources.utility.chances(self._view, user_id, as_of),
         )
         pool: list[ProposedTag] = []
         unfit: set[str] = set()
@@ -602,7 +598,12 @@ def write_training_data(
     context = Context(dataset=directory)
     embedder = open_embedder(context.embedding_model)
     sources = Sources(
-        open_index(dataset, embedder), open_towers(dataset, embedder, context.towers), load_ranker(context.ranker)
+        open_index(dataset, embedder),
+        UtilityChannel(
+            load_ranker(context.ranker),
+            open_towers(dataset, embedder, context.towers),
+            open_occasions(dataset, embedder),
+        ),
     )
     builder = Builder(view, settings, sources)
     everybody = sorted(_all_events(view)["user_id"].unique())

@@ -2,11 +2,11 @@
 
     recgpt train ranker
 
-Examples are the last training baskets of each household: every leaf that it bought before, and some of the others,
-weighted so that the probabilities come out right. The loss is listwise (ListNet's, Cao et al. 2007): cross-entropy of
-the softmax over a household's leaves with its basket, to which every basket adds the same, as to the hit rate. What a
-tag is worth is chosen on validation households afterwards, from runs of the agents (`recgpt eval arm`), since only
-there the agents have not seen the answer.
+Examples are the last training baskets of each household and some earlier ones: every leaf that it bought before, and
+some of the others, weighted so that the probabilities come out right. The loss is listwise (ListNet's, Cao et al.
+2007): cross-entropy of the softmax over a household's leaves with its basket, to which every basket adds the same, as
+to the hit rate. What a tag is worth is chosen on validation households afterwards, from runs of the agents
+(`recgpt eval arm`), since only there the agents have not seen the answer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from eval.tags import TagRun
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.errors import DatasetError
-from tools.ranker import Network, Ranker, rank_candidates, read_leaf_table, save_ranker
+from tools.occasions import Occasions, open_occasions
+from tools.ranker import MEMBERS, Network, Ranker, UtilityChannel, read_leaf_table, save_ranker
 from tools.towers import TowerIndex, open_towers, tower_scores
 from training.data import training_view
 
+SETTLING_DAYS = 40
+"""From the first purchase on, until what is bought lately and what rises says something."""
 TAG_BONUSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -46,6 +49,8 @@ class RankerRecipe:
     baskets: int = 6
     """Targets of a household: its last training baskets. The towers saw the first three of them too, which does not
     matter on validation baskets."""
+    earlier: int = 6
+    """Targets of it that are drawn among its earlier ones: the holidays that the year has seen are there."""
     keep_new: float = 0.15
     """Share of the leaves never bought, and not in the target, that are kept; each then counts `1 / keep_new` times."""
     learning_rate: float = 2e-3
@@ -93,15 +98,14 @@ def train_ranker(
     """
     started = time.monotonic()
     dataset, embedder = open_dataset(dataset_dir), open_embedder(embedding_model)
-    index = open_towers(dataset, embedder, towers_dir)
-    rows = read_rows(
-        training_view(dataset), cut_points(read_level(dataset, "leaf"), recipe.baskets), index, recipe, report
-    )
+    towers, occasions = open_towers(dataset, embedder, towers_dir), open_occasions(dataset, embedder)
+    cuts = cut_points(read_level(dataset, "leaf"), recipe)
+    rows = read_rows(training_view(dataset), cuts, towers, occasions, recipe, report)
     network = fit(rows, recipe, report)
-    ranker, values = choose_tag_bonus(Ranker(network, 0.0), dataset, index, runs)
+    utility, values = choose_tag_bonus(UtilityChannel(Ranker(network, 0.0), towers, occasions), dataset, runs)
     card: dict[str, object] = {
         "command": "recgpt train ranker",
-        "validation": validate(ranker, dataset, index, report),
+        "validation": validate(utility, dataset, report),
         "dataset": dataset.info.name,
         "embedder": embedder.name,
         "recipe": asdict(recipe),
@@ -111,7 +115,7 @@ def train_ranker(
         "minutes": round((time.monotonic() - started) / 60, 1),
         "licence": "Apache-2.0",
     }
-    save_ranker(ranker, out, card)
+    save_ranker(utility.ranker, out, card)
     return card
 
 
@@ -119,25 +123,37 @@ CutPoint = tuple[str, datetime, frozenset[str]]
 """A household, the moment of one of its baskets, and the leaves in it."""
 
 
-def cut_points(data: LevelData, baskets: int) -> list[CutPoint]:
-    """The last `baskets` training baskets of each household, where something was bought before, in order of time."""
-    cuts = [
-        (user, own.starts[position].item(), frozenset(data.entities[entity] for entity in own.contents[position]))
-        for user, own in data.training().items()
-        for position in range(max(len(own.contents) - baskets, 1), len(own.contents))
-        if own.starts[position] > own.starts[0]
-    ]
+def cut_points(data: LevelData, recipe: RankerRecipe) -> list[CutPoint]:
+    """The last training baskets of each household and some drawn earlier ones, in order of time.
+
+    Something was bought before each, and of the earlier ones all households bought for `SETTLING_DAYS`.
+    """
+    rng = np.random.default_rng(recipe.seed)
+    settled = data.daily.first_day + np.timedelta64(SETTLING_DAYS, "D")
+    cuts = []
+    for user, own in data.training().items():
+        last = max(len(own.contents) - recipe.baskets, 1)
+        earlier = rng.permutation(np.flatnonzero(own.starts[:last] >= settled))[: recipe.earlier]
+        for position in (*earlier.tolist(), *range(last, len(own.contents))):
+            if own.starts[position] > own.starts[0]:
+                target = frozenset(data.entities[entity] for entity in own.contents[position])
+                cuts.append((user, own.starts[position].item(), target))
     return sorted(cuts, key=lambda cut: (cut[1], cut[0]))  # what is counted a week is counted once
 
 
 def read_rows(
-    view: Dataset, cuts: Sequence[CutPoint], index: TowerIndex, recipe: RankerRecipe, report: Callable[[str], None]
+    view: Dataset,
+    cuts: Sequence[CutPoint],
+    towers: TowerIndex,
+    occasions: Occasions,
+    recipe: RankerRecipe,
+    report: Callable[[str], None],
 ) -> Rows:
     """The examples of cut points; `view` has nothing that may not be trained on."""
     rng = np.random.default_rng(recipe.seed)
     parts: list[tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]] = []
     for number, (user, as_of, target) in enumerate(cuts, 1):
-        table = read_leaf_table(view, user, as_of, tower_scores(index, view, user, as_of))
+        table = read_leaf_table(view, user, as_of, tower_scores(towers, view, user, as_of), occasions)
         labels = np.array([leaf in target for leaf in table.leaves])
         certain = table.bought | labels
         kept = certain | (rng.random(len(labels)) < recipe.keep_new)
@@ -166,12 +182,12 @@ def fit(rows: Rows, recipe: RankerRecipe, report: Callable[[str], None]) -> Netw
         for start in range(0, len(ends), recipe.batch):
             chosen = order[start : start + recipe.batch]
             own = [slice(ends[basket] - rows.sizes[basket], ends[basket]) for basket in chosen]
-            found = network(torch.cat([features[r] for r in own]))
+            found = network.each(torch.cat([features[r] for r in own]))
             logits = found.tensor_split(np.cumsum(rows.sizes[chosen])[:-1].tolist())
             parts = [listwise(each, labels[r], weights[r]) for each, r in zip(logits, own, strict=True)]
             loss = torch.stack(parts).mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (MEMBERS * loss).backward()  # type: ignore[no-untyped-call]  # each as if it were alone
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
@@ -180,25 +196,22 @@ def fit(rows: Rows, recipe: RankerRecipe, report: Callable[[str], None]) -> Netw
 
 
 def listwise(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of the softmax over the leaves of a household with its basket.
+    """Cross-entropy of the softmax over the leaves of a household with its basket, by each member, (members,).
 
     Args:
-        logits: of leaves, (n,).
+        logits: of leaves, (n, members).
         labels: whether each is in the basket, (n,).
         weights: how many leaves each stands for, (n,).
     """
-    return (logits + weights.log()).logsumexp(dim=0) - logits[labels].mean()
+    return (logits + weights.log()[:, None]).logsumexp(dim=0) - logits[labels].mean(dim=0)
 
 
-def validate(
-    ranker: Ranker, dataset: Dataset, index: TowerIndex, report: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+def validate(utility: UtilityChannel, dataset: Dataset, report: Callable[[str], None]) -> dict[str, dict[str, float]]:
     """HR@30 of leaves without tags on validation baskets, and of the likeliest how many come true."""
     figures: dict[str, list[float]] = {key: [] for key in ("hr@30.all", "hr@30.new", "chance of 30", "bought of 30")}
     cases = basket_cases(dataset, VALIDATION_BASKET, VALIDATION_USERS, SEED)
     for number, case in enumerate(cases, 1):
-        towers = tower_scores(index, dataset, case.user_id, case.as_of)
-        found = rank_candidates(ranker, dataset, case.user_id, case.as_of, (), towers)
+        found = utility.rank(dataset, case.user_id, case.as_of)
         ranked = sorted(found, key=lambda leaf: -found[leaf].chance)
         figures["chance of 30"].append(float(np.mean([found[leaf].chance for leaf in ranked[:DEPTH]])))
         figures["bought of 30"].append(float(np.mean([leaf in case.target for leaf in ranked[:DEPTH]])))
@@ -210,9 +223,11 @@ def validate(
 
 
 def choose_tag_bonus(
-    ranker: Ranker, dataset: Dataset, index: TowerIndex, runs: Sequence[TagRun]
-) -> tuple[Ranker, dict[str, float]]:
-    """The ranker with the bonus that is worth most on the runs, and the worth of each: see `eval.retrieval.worth`.
+    utility: UtilityChannel, dataset: Dataset, runs: Sequence[TagRun]
+) -> tuple[UtilityChannel, dict[str, float]]:
+    """The channel whose ranker has the bonus that is worth most on the runs, and what each is worth.
+
+    See `eval.retrieval.worth`.
 
     Raises:
         DatasetError: a run is of no validation basket.
@@ -228,9 +243,10 @@ def choose_tag_bonus(
             )
     asked = questions(leaves, [cases[run.user_id, run.as_of] for run in runs])
     tagged = {(run.user_id, run.as_of): list(tagged_leaves(run.tags)) for run in runs}
+    priced = {bonus: replace(utility, ranker=replace(utility.ranker, tag_bonus=bonus)) for bonus in TAG_BONUSES}
     values = {
-        str(bonus): round(worth(Combined(dataset, index, replace(ranker, tag_bonus=bonus), tagged), leaves, asked), 4)
+        str(bonus): round(worth(Combined(dataset, priced[bonus], tagged), leaves, asked), 4)
         for bonus in (TAG_BONUSES if runs else ())
     }
     best = max(values, key=lambda key: values[key], default="0")
-    return replace(ranker, tag_bonus=float(best)), values
+    return priced[float(best)], values

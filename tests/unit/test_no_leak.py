@@ -20,6 +20,7 @@ from eval.baskets import LEVELS, LevelData, Situation, read_level
 from eval.splits import HELD_OUT_BASKETS, TRAIN_END, Case, evaluation_cases, week_cases
 from tools.dataset import Dataset
 from tools.history import read_days, read_events, read_history
+from tools.occasions import no_occasions
 from tools.purchases import own_leaves
 from tools.ranker import RANKER, leaf_chances, load_ranker, read_leaf_table
 from tools.retrieval import best_sellers, popular_items, popular_leaves
@@ -27,7 +28,7 @@ from tools.shelf import fill_shelves
 from tools.signals import read_signals
 from tools.towers import Towers, TowerShape, index_catalogue, tower_scores
 from training.data import training_view
-from training.ranker import cut_points
+from training.ranker import RankerRecipe, cut_points
 
 HOUSEHOLDS = 120
 END = datetime(2018, 2, 1)
@@ -56,12 +57,12 @@ def midnight(case: Case) -> datetime:
 
 def shelves(dataset: Dataset, case: Case) -> Any:
     leaves = own_leaves(dataset, case.user_id, case.as_of)["leaf"].to_list()
-    chances = leaf_chances(load_ranker(RANKER), dataset, case.user_id, case.as_of, {})
+    chances = leaf_chances(load_ranker(RANKER), dataset, case.user_id, case.as_of, {}, no_occasions(dataset))
     return fill_shelves(dataset, case.user_id, case.as_of, [leaves[:4], leaves[4:8]], 20, chances)
 
 
 def leaf_features(dataset: Dataset, case: Case) -> Any:
-    return read_leaf_table(dataset, case.user_id, case.as_of, {}).features.tolist()
+    return read_leaf_table(dataset, case.user_id, case.as_of, {}, no_occasions(dataset)).features.tolist()
 
 
 def categories(dataset: Dataset) -> LevelData:
@@ -148,7 +149,7 @@ def fitted(dataset: Dataset) -> dict[str, Any]:
             for own in read_level(dataset, level).training().values()
         ],
         "what agents are trained on": view.sort("user_id", "timestamp", "item_id").rows(),
-        "what the ranker is trained on": cut_points(read_level(dataset, "leaf"), 3),
+        "what the ranker is trained on": cut_points(read_level(dataset, "leaf"), RankerRecipe(baskets=3, earlier=3)),
     }
 
 

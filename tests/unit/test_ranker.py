@@ -1,6 +1,6 @@
 """The ranker: what its features say, what a tag is worth, what the channels propose, and what is refused."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from tools import purchases
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, ModelFilesError
+from tools.occasions import no_occasions
 from tools.purchases import (
     decayed_baskets,
     lift_of_times,
@@ -32,6 +33,7 @@ from tools.ranker import (
     LeafTable,
     Network,
     Ranker,
+    UtilityChannel,
     candidates,
     load_ranker,
     read_leaf_table,
@@ -39,7 +41,7 @@ from tools.ranker import (
 )
 from tools.retrieval import leaf_paths
 from tools.towers import TOWERS, open_towers
-from training.ranker import RankerRecipe, Rows, choose_tag_bonus, cut_points, fit, listwise
+from training.ranker import SETTLING_DAYS, RankerRecipe, Rows, choose_tag_bonus, cut_points, fit, listwise
 
 
 def feature(table: LeafTable, leaf: str, name: str) -> float:
@@ -47,7 +49,7 @@ def feature(table: LeafTable, leaf: str, name: str) -> float:
 
 
 def test_features_tell_habit_demand_and_towers(small: Dataset) -> None:
-    table = read_leaf_table(small, "h1", AS_OF, {"White Milk": 2.0, "Dish Soap": 1.0})
+    table = read_leaf_table(small, "h1", AS_OF, {"White Milk": 2.0, "Dish Soap": 1.0}, no_occasions(small))
     assert set(table.leaves) >= {"White Milk", "Canned Pumpkin"}  # what nobody bought yet is there too
     assert table.bought[table.row["White Milk"]] and not table.bought[table.row["Frozen Pizza"]]
     assert feature(table, "White Milk", "days_bought") == pytest.approx(np.log1p(4))
@@ -63,12 +65,12 @@ def test_features_tell_habit_demand_and_towers(small: Dataset) -> None:
 
 
 def test_without_towers_their_column_says_nothing(small: Dataset) -> None:
-    table = read_leaf_table(small, "h1", AS_OF, {})
+    table = read_leaf_table(small, "h1", AS_OF, {}, no_occasions(small))
     assert (table.features[:, FEATURES.index("towers")] == 0).all()
 
 
 def test_channels_propose_in_order_and_each_leaf_once(small: Dataset) -> None:
-    table = read_leaf_table(small, "h1", AS_OF, {})
+    table = read_leaf_table(small, "h1", AS_OF, {}, no_occasions(small))
     found = candidates(table, ["Frozen Pizza", "White Milk"], {"Dish Soap": 1.0, "Baby Diapers": 3.0})
     assert found["Frozen Pizza"] == found["White Milk"] == "cognitive"
     assert found["Baby Diapers"] == found["White Bread"] == "habit"
@@ -77,7 +79,7 @@ def test_channels_propose_in_order_and_each_leaf_once(small: Dataset) -> None:
 
 def test_a_tag_adds_its_bonus_to_the_logit(small: Dataset) -> None:
     torch.manual_seed(0)
-    table = read_leaf_table(small, "h1", AS_OF, {})
+    table = read_leaf_table(small, "h1", AS_OF, {}, no_occasions(small))
     ranker = Ranker(Network().eval(), tag_bonus=0.7)
     without, tagged = (-np.log1p(-ranker.chances(table, tags)) for tags in ([], ["Dish Soap"]))
     assert without.sum() == pytest.approx(table.basket, rel=1e-4)  # a basket's expected leaves
@@ -100,16 +102,16 @@ def test_it_learns_which_feature_tells() -> None:
 
 
 def test_the_listwise_loss_counts_what_each_leaf_stands_for() -> None:
-    logits, labels = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([True, False, False])
+    logits, labels = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]]), torch.tensor([True, False, False])
     loss = listwise(logits, labels, torch.tensor([1.0, 4.0, 1.0]))
-    assert loss.item() == pytest.approx(np.log(np.e + 4 + np.e**2) - 1, rel=1e-6)
+    assert loss.tolist() == pytest.approx([np.log(np.e + 4 + np.e**2) - 1, np.log(6)], rel=1e-6)
 
 
 def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ranker = Ranker(Network().eval(), tag_bonus=0.5)
     save_ranker(ranker, tmp_path, {"command": "test"})
-    table = read_leaf_table(small, "h1", AS_OF, {})
+    table = read_leaf_table(small, "h1", AS_OF, {}, no_occasions(small))
     again = load_ranker(tmp_path)
     assert again.tag_bonus == 0.5
     assert np.array_equal(again.chances(table, []), ranker.chances(table, []))
@@ -124,18 +126,19 @@ def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path)
 def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(prepared_dir: Path) -> None:
     torch.manual_seed(0)
     dataset = open_dataset(prepared_dir)
-    index = open_towers(dataset, open_embedder(PACKAGED_MODEL), TOWERS)
+    towers = open_towers(dataset, open_embedder(PACKAGED_MODEL), TOWERS)
+    utility = UtilityChannel(Ranker(Network().eval(), 0.0), towers, no_occasions(dataset))
     cases = basket_cases(dataset, VALIDATION_BASKET, 4, SEED)
     path_of = {path[-1]: path for path in leaf_paths(dataset)}
     runs = [tagged_run(case, [path_of[leaf] for leaf in sorted(case.target)]) for case in cases]
-    chosen, values = choose_tag_bonus(Ranker(Network().eval(), 0.0), dataset, index, runs)
-    assert chosen.tag_bonus > 0  # the tags name what was bought
-    assert values[str(chosen.tag_bonus)] == max(values.values()) > values["0.0"]
-    none, nothing = choose_tag_bonus(Ranker(Network().eval(), 0.0), dataset, index, [])
-    assert none.tag_bonus == 0 and nothing == {}
+    chosen, values = choose_tag_bonus(utility, dataset, runs)
+    assert chosen.ranker.tag_bonus > 0  # the tags name what was bought
+    assert values[str(chosen.ranker.tag_bonus)] == max(values.values()) > values["0.0"]
+    none, nothing = choose_tag_bonus(utility, dataset, [])
+    assert none.ranker.tag_bonus == 0 and nothing == {}
     tested = basket_cases(dataset, TEST_BASKET, 1, SEED)[0]
     with pytest.raises(DatasetError, match="no validation basket"):
-        choose_tag_bonus(chosen, dataset, index, [tagged_run(tested, [])])
+        choose_tag_bonus(chosen, dataset, [tagged_run(tested, [])])
 
 
 def tagged_run(case: Case, paths: list[list[str]]) -> TagRun:
@@ -146,15 +149,20 @@ def tagged_run(case: Case, paths: list[list[str]]) -> TagRun:
     return tag_run(case, tags=tags)
 
 
-def test_the_ranker_learns_on_the_last_training_baskets(journey: Dataset) -> None:
+def test_the_ranker_learns_on_the_last_training_baskets_and_on_earlier_ones(journey: Dataset) -> None:
     data = read_level(journey, "leaf")
-    cuts = cut_points(data, 3)
-    users = [user for user, _, _ in cuts]
-    assert max(users.count(user) for user in users[:60]) == 3
-    for user, as_of, target in cuts[:20]:
-        own = data.training()[user]
-        assert as_of in own.starts[-3:].tolist()
-        assert target == {data.entities[e] for e in own.contents[own.starts.tolist().index(as_of)]}
+    training = data.training()
+    cuts = cut_points(data, RankerRecipe(baskets=3, earlier=2))
+    assert cuts == sorted(cuts, key=lambda cut: cut[1])
+    for user, own in list(training.items())[:40]:
+        chosen = [(as_of, target) for one, as_of, target in cuts if one == user]
+        last = {moment for moment in own.starts[-3:].tolist() if moment > own.starts[0].item()}
+        earlier = {as_of for as_of, _ in chosen} - last
+        assert {as_of for as_of, _ in chosen} >= last and len(earlier) <= 2
+        assert all(as_of >= data.daily.first_day.item() + timedelta(days=SETTLING_DAYS) for as_of in earlier)
+        for as_of, target in chosen:
+            assert target == {data.entities[e] for e in own.contents[own.starts.tolist().index(as_of)]}
+    assert any(len([cut for cut in cuts if cut[0] == user]) == 5 for user in training)
 
 
 def test_ease_expects_what_is_bought_besides(journey: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from agents.retriever import page_program, whole_exposures
 from eval.baselines import Recommender
 from eval.baskets import LEVELS
 from eval.metrics import Estimate, estimate, hit_rate_at_k
-from eval.offline import OURS, Evaluation, drop_lists, has_lists, keep_lists, known
+from eval.offline import OURS, Evaluation, Report, drop_lists, has_lists, keep_lists, known
 from eval.retrieval import Combined, Listed, Remembering, TowerRecommender
 from eval.splits import WEEKS
 from eval.tags import TagRun, nearest_leaves, ranked_leaves, read_runs, shelf_order
@@ -56,7 +56,7 @@ def read_system(run: Evaluation, system: str, split: str) -> list[TagRun]:
     return ordered
 
 
-def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -> None:
+def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None, report: Report) -> None:
     """Lists of V1, of V2's tags alone, and where there are towers and a ranker of these and of both channels.
 
     What tells where a hit comes from: `shelf`, the shelves that V2's experts chose from, in their own order;
@@ -91,6 +91,7 @@ def list_systems(run: Evaluation, embedder: Embedder, utility: Utility | None) -
             key = f"{made_by}-{households}"
             for level in LEVELS if split == "test" else LEVELS[:1]:
                 if not has_lists(run, name, split, level, key):
+                    report(f"{split}: {name} lists {level} entities for {households:,} households")
                     keep_lists(run, name, split, level, run.at_level(model, level), run.cases(split, households), key)
 
 

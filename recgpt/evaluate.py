@@ -202,10 +202,9 @@ def _utility(run: Evaluation, context: Context, embedder: Embedder) -> Utility |
 def _measure(run: Evaluation, context: Context) -> None:
     """Figures and page from whatever is there by now."""
     with reporting("measuring") as step:
-        step("listing what the tags name")
         embedder = open_embedder(context.embedding_model)
         utility = _utility(run, context, embedder)
-        list_systems(run, embedder, utility)
+        list_systems(run, embedder, utility, step)
         step("figures")
         _, leaf_vectors = embed_catalog(run.dataset, embedder)
         values = {**figures(run), **list_figures(run, leaf_vectors), **system_figures(run, embedder)}

@@ -63,7 +63,7 @@ def test_tags_become_lists_beyond_thirty(run: Evaluation) -> None:
     cases = run.cases("test", 3)
     bought = [tag_text(leaf) for leaf in sorted(cases[0].bought)[:30]]
     keep_runs(run, "v2", cases, {"habit": bought})
-    list_systems(run, embedder, None)
+    list_systems(run, embedder, None, lambda message: None)
     assert listed_models(run, "test", "leaf") == ["v2_cognitive"]
     values = figures(run)
     # Thirty leaves that were bought come first; where only new ones count, what follows them is listed all the same.
@@ -99,7 +99,7 @@ def test_what_tells_where_a_hit_comes_from_is_listed_beside(run: Evaluation, mon
     embedder = open_embedder(PACKAGED_MODEL)
     keep_runs(run, "v1", run.cases("test", 3), {})
     keep_runs(run, "v2", run.cases("test", 3), {}, final=None)
-    list_systems(run, embedder, open_utility(run.dataset, embedder, TOWERS, RANKER))
+    list_systems(run, embedder, open_utility(run.dataset, embedder, TOWERS, RANKER), lambda message: None)
     values = figures(run)
     for name in ("v1", "v2_cognitive", "utility", "v1_combined", "v2_combined"):
         assert values[f"models.{name}.leaf.all.hr@30"].n == 3
@@ -112,11 +112,11 @@ def test_lists_go_with_the_runs_that_made_them(run: Evaluation) -> None:
     keep_runs(run, "v2", [cases[0], cases[2]], {})
     assert [entry.user_id for entry in read_system(run, "v2", "test")] == [cases[0].user_id]  # up to the first gap
     keep_runs(run, "v2", cases, {})
-    list_systems(run, embedder, None)
+    list_systems(run, embedder, None, lambda message: None)
     assert "models.v2_cognitive.leaf.all.hr@30" in figures(run)
     keep_lists(run, "v2_combined", "test", "leaf", Listed({}, {}), [], "of towers that are gone")
     runs_path(run, "v2", "test").unlink()
-    list_systems(run, embedder, None)
+    list_systems(run, embedder, None, lambda message: None)
     assert listed_models(run, "test", "leaf") == []
 
 

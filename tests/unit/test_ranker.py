@@ -159,7 +159,7 @@ def test_the_ranker_learns_on_the_last_training_baskets_and_on_earlier_ones(jour
         last = {moment for moment in own.starts[-3:].tolist() if moment > own.starts[0].item()}
         earlier = {as_of for as_of, _ in chosen} - last
         assert {as_of for as_of, _ in chosen} >= last and len(earlier) <= 2
-        assert all(as_of >= data.daily.first_day.item() + timedelta(days=SETTLING_DAYS) for as_of in earlier)
+        assert all(as_of.date() >= data.daily.first_day.item() + timedelta(days=SETTLING_DAYS) for as_of in earlier)
         for as_of, target in chosen:
             assert target == {data.entities[e] for e in own.contents[own.starts.tolist().index(as_of)]}
     assert any(len([cut for cut in cuts if cut[0] == user]) == 5 for user in training)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from langchain_core.messages import BaseMessage
+from numpy.typing import NDArray
 
 from agents.schemas import Claim, Doubt, EvaluationTask, ExplanationTask, Fact, Household, JudgeTask
 from agents.wording import moment_text, own_text, profile_text, shelf_text
@@ -70,29 +72,46 @@ def tag_judge_tasks(
         tags: the texts to judge.
         index: of the catalogue.
     """
+    number = {path[-1]: number for number, path in enumerate(index.leaves)}
+    of_lines = [number.get(line.leaf or "", len(number)) for line in household.history]
     return [
         JudgeTask(
             user_id=user_id,
             kind="tags",
             subject_id=tag,
             subject=tag,
-            facts=_tag_facts(as_of, household, [match.path for match in ranked]),
+            facts=_tag_facts(as_of, household, of_lines, index.leaves, nearest),
         )
-        for tag, ranked in zip(tags, index.rank_leaves(tags) if tags else [], strict=True)
+        for tag, nearest in zip(tags, index.rank_leaves(tags)[1], strict=True)
     ]
 
 
-def _tag_facts(as_of: datetime, household: Household, ranked: Sequence[list[str]]) -> list[Fact]:
-    """What is known beside a tag, from the paths of all leaf categories, the nearest first."""
-    rank = {path[-1]: place for place, path in enumerate(ranked)}
-    near = {path[-1] for path in ranked[:NEAR_LEAVES]}
-    order = sorted(household.history, key=lambda line: (rank.get(line.leaf or "", len(rank)), -line.weight))
+def _tag_facts(
+    as_of: datetime,
+    household: Household,
+    of_lines: Sequence[int],
+    leaves: Sequence[list[str]],
+    nearest: NDArray[np.int64],
+) -> list[Fact]:
+    """What is known beside a tag.
+
+    Args:
+        as_of: the moment the tag is for.
+        household: what was known of it.
+        of_lines: the leaf of each line of its history, by number; n for a line that has none.
+        leaves: paths of all n.
+        nearest: their numbers, that of the leaf nearest to the tag first, (n,).
+    """
+    rank = [*np.argsort(nearest).tolist(), len(nearest)]
+    lines = sorted(zip(of_lines, household.history, strict=True), key=lambda own: (rank[own[0]], -own[1].weight))
+    shelves = [leaves[number] for number in nearest[:NEAR_LEAVES]]
+    near = {path[-1] for path in shelves}
     signals = [signal for signal in household.signals if not signal.categories or near.intersection(signal.categories)]
     return [
         Fact(name="moment", text=moment_text(as_of)),
         Fact(name="profile", text=profile_text(household.profile)),
-        *(Fact(name="shelf", text=shelf_text(path)) for path in ranked[:NEAR_LEAVES]),
-        *(Fact(name="history", text=history_fact(line, as_of)) for line in order[:NEAR_LINES]),
+        *(Fact(name="shelf", text=shelf_text(path)) for path in shelves),
+        *(Fact(name="history", text=history_fact(line, as_of)) for _, line in lines[:NEAR_LINES]),
         *(Fact(name="signals", text=signal.text) for signal in signals),
     ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -46,6 +46,71 @@ Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
+class BasketLines:
+    """What is in baskets, a line for each leaf of each basket, the oldest first; households and leaves by number."""
+
+    users: list[str]
+    leaves: list[str]
+    user: NDArray[np.int64]
+    """(n,)."""
+    leaf: NDArray[np.int64]
+    """(n,)."""
+    moment: NDArray[np.datetime64]
+    """When the first of the leaf was put into the basket, (n,)."""
+
+    def split(self, moment: datetime) -> tuple[BasketLines, BasketLines]:
+        """The lines before a moment and those from it on, by the same numbers."""
+        count = int(np.searchsorted(self.moment, np.datetime64(moment), side="left"))
+        before, after = (
+            replace(self, user=self.user[part], leaf=self.leaf[part], moment=self.moment[part])
+            for part in (slice(count), slice(count, None))
+        )
+        return before, after
+
+    def summed(self, values: NDArray[np.float64]) -> csr_matrix:
+        """The sum of a value a line for each household and leaf, (users, leaves)."""
+        return csr_matrix((values, (self.user, self.leaf)), shape=(len(self.users), len(self.leaves)))
+
+    def whether(self) -> csr_matrix:
+        """1 where a household bought a leaf, (users, leaves)."""
+        bought = self.summed(np.ones(len(self.leaf)))
+        bought.data = np.ones(bought.nnz, dtype=np.float32)
+        return bought
+
+
+@load_once(maxsize=4)
+def _all_lines(dataset: Dataset) -> BasketLines:
+    """The lines of all baskets: what may be seen of them is for `lines_before` to say."""
+    lines = (
+        purchases_before(dataset, datetime.max)
+        .group_by("user_id", "leaf", BASKET)
+        .agg(pl.col("timestamp").min())
+        .sort("timestamp", "user_id", "leaf")
+    )
+    users, leaves = (lines[name].unique().sort() for name in ("user_id", "leaf"))
+    user, leaf = (
+        lines[name].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64)
+        for name, names in (("user_id", users), ("leaf", leaves))
+    )
+    return BasketLines(users.to_list(), leaves.to_list(), user, leaf, lines["timestamp"].to_numpy())
+
+
+@load_once(maxsize=4)
+def lines_before(dataset: Dataset, before: datetime) -> BasketLines:
+    """The lines before a moment, with the households and leaves that are in them."""
+    lines, _ = _all_lines(dataset).split(before)
+    users, user = _only_those_there(lines.users, lines.user)
+    leaves, leaf = _only_those_there(lines.leaves, lines.leaf)
+    return BasketLines(users, leaves, user, leaf, lines.moment)
+
+
+def _only_those_there(names: Sequence[str], numbers: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """The names that the numbers (n,) are of, and the numbers among these."""
+    there = np.bincount(numbers, minlength=len(names)) > 0
+    return [names[number] for number in np.flatnonzero(there)], (np.cumsum(there) - 1)[numbers]
+
+
+@dataclass(frozen=True, eq=False)
 class Neighbours:
     """How many households bought two leaves, before some moment."""
 
@@ -83,19 +148,13 @@ class Neighbours:
 @load_once(maxsize=64)
 def neighbours(dataset: Dataset, before: datetime) -> Neighbours:
     """Which leaves households bought besides which, counted over all purchases before `before`."""
-    first = purchases_before(dataset, before).group_by("user_id", "leaf").agg(pl.col("timestamp").min())
-    pairs = first.sort("user_id", "leaf")
-    leaves = pairs["leaf"].unique().sort().to_list()
-    row = {leaf: index for index, leaf in enumerate(leaves)}
-    users = pairs["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    columns = pairs["leaf"].replace_strict(row, return_dtype=pl.Int32).to_numpy()
-    matrix = csr_matrix(
-        (np.ones(len(pairs), dtype=np.float32), (users, columns)), shape=(pairs["user_id"].n_unique(), len(leaves))
-    )
-    together = (matrix.T @ matrix).tocsr()
+    lines = lines_before(dataset, before)
+    ever = lines.whether()
+    together = (ever.T @ ever).tocsr()
     paths = dataset.items["category"].unique().sort().to_list()
     category = {path[-1]: path[max(len(path) - 2, 0)] for path in paths}
-    return Neighbours(leaves, row, together, category, together.diagonal())
+    row = {leaf: index for index, leaf in enumerate(lines.leaves)}
+    return Neighbours(lines.leaves, row, together, category, together.diagonal())
 
 
 @load_once(maxsize=64)
@@ -167,42 +226,22 @@ class Peers:
 @load_once(maxsize=8)
 def peers(dataset: Dataset, before: datetime) -> Peers:
     """The households of a data set by what they bought before `before`."""
-    near = neighbours(dataset, before)
-    baskets = purchases_before(dataset, before).unique(["user_id", "leaf", BASKET])
-    each = (
-        baskets.group_by("user_id", "leaf")
-        .agg(_decayed(before), first=pl.col("timestamp").min(), last=pl.col("timestamp").max())
-        .sort("user_id", "leaf")
-    )
-    users = each["user_id"].unique().sort().to_list()
-    row = {user: number for number, user in enumerate(users)}
-    lately = before - timedelta(days=LATELY_DAYS)
-    places = (
-        each["user_id"].replace_strict(row, return_dtype=pl.Int32).to_numpy(),
-        each["leaf"].replace_strict(near.row, return_dtype=pl.Int32).to_numpy(),
-    )
-
-    def matrix(values: NDArray[np.float32]) -> csr_matrix:
-        return csr_matrix((values, places), shape=(len(users), len(near.leaves)))
-
-    rarity = np.log(np.maximum(len(users), 1) / (near.bought + 1)).clip(min=LEAST_RARITY).astype(np.float32)
-    tastes = matrix(np.sqrt(each["weight"].to_numpy()).astype(np.float32)).multiply(rarity).tocsr()
+    near, lines = neighbours(dataset, before), lines_before(dataset, before)
+    ages = (np.datetime64(before) - lines.moment) / np.timedelta64(1, "D")
+    rarity = np.log(np.maximum(len(lines.users), 1) / (near.bought + 1)).clip(min=LEAST_RARITY).astype(np.float32)
+    tastes = lines.summed(0.5 ** (ages / TASTE_HALF_LIFE_DAYS)).sqrt().astype(np.float32).multiply(rarity).tocsr()
     norms = np.sqrt(np.asarray(tastes.multiply(tastes).sum(axis=1))).ravel()
     tastes = tastes.multiply(1 / np.maximum(norms, 1e-9)[:, None]).tocsr()
-    known = [(each["last"] >= lately), (each["first"] >= lately), (each["last"] < before)]
-    recent, taken_up, ever = (matrix(column.to_numpy().astype(np.float32)) for column in known)
-    return Peers(row, tastes, rarity, (recent, taken_up, ever))
+    earlier, recent = (part.whether() for part in lines.split(before - timedelta(days=LATELY_DAYS)))
+    row = {user: number for number, user in enumerate(lines.users)}
+    return Peers(row, tastes, rarity, (recent, recent - recent.multiply(earlier), lines.whether()))
 
 
 def decayed_baskets(dataset: Dataset, user_id: str, as_of: datetime) -> dict[str, float]:
     """For each leaf of a household its baskets, each worth half as much every `TASTE_HALF_LIFE_DAYS`."""
-    baskets = purchases_before(dataset, as_of, user_id).unique(["leaf", BASKET])
-    return dict(baskets.group_by("leaf").agg(_decayed(as_of)).iter_rows())
-
-
-def _decayed(moment: datetime) -> pl.Expr:
-    age = (pl.lit(moment) - pl.col("timestamp")).dt.total_seconds() / 86_400
-    return (0.5 ** (age / TASTE_HALF_LIFE_DAYS)).sum().alias("weight")
+    baskets = purchases_before(dataset, as_of, user_id).group_by("leaf", BASKET).agg(pl.col("timestamp").min())
+    age = (pl.lit(as_of) - pl.col("timestamp")).dt.total_seconds() / 86_400
+    return dict(baskets.group_by("leaf").agg((0.5 ** (age / TASTE_HALF_LIFE_DAYS)).sum()).iter_rows())
 
 
 def times_of_week(moments: pl.Series) -> NDArray[np.int64]:
@@ -215,11 +254,10 @@ def times_of_week(moments: pl.Series) -> NDArray[np.int64]:
 @load_once(maxsize=64)
 def lift_of_times(dataset: Dataset, before: datetime) -> Scores:
     """How much likelier each leaf of `Neighbours` is at each time of the week than ever: log-ratios, shrunk, (8, n)."""
-    near = neighbours(dataset, before)
-    baskets = purchases_before(dataset, before).unique(["user_id", "leaf", BASKET])
-    counts = np.zeros((2 * (len(DAYPARTS) + 1), len(near.leaves)))
-    columns = baskets["leaf"].replace_strict(near.row, return_dtype=pl.Int32).to_numpy().astype(np.int64)
-    np.add.at(counts, (times_of_week(baskets["timestamp"]), columns), 1)
+    lines = lines_before(dataset, before)
+    times, leaves = 2 * (len(DAYPARTS) + 1), len(lines.leaves)
+    cells = times_of_week(pl.Series(lines.moment)) * leaves + lines.leaf
+    counts = np.bincount(cells, minlength=times * leaves).reshape(times, leaves).astype(np.float64)
     usual = SHRINK_OF_HOUR * counts.sum(axis=0) / max(counts.sum(), 1)
     expected = counts.sum(axis=1, keepdims=True) * usual / SHRINK_OF_HOUR
     return np.asarray(np.log((counts + usual) / (expected + usual)), dtype=np.float32)
@@ -228,8 +266,9 @@ def lift_of_times(dataset: Dataset, before: datetime) -> Scores:
 @load_once(maxsize=2048)
 def buyers(dataset: Dataset, before: datetime, days: int) -> dict[str, int]:
     """How many households bought each leaf in the last days before a moment."""
-    events = purchases_before(dataset, before, since=before - timedelta(days=days))
-    return dict(events.group_by("leaf").agg(pl.col("user_id").n_unique()).iter_rows())
+    lines = lines_before(dataset, before)
+    counts = lines.split(before - timedelta(days=days))[1].whether().getnnz(axis=0)
+    return {lines.leaves[leaf]: int(counts[leaf]) for leaf in np.flatnonzero(counts)}
 
 
 def own_leaves(dataset: Dataset, user_id: str, as_of: datetime) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
@@ -63,13 +64,16 @@ class CatalogIndex:
         scores, rows = self._leaf_index.search(self.embedder.embed(texts), 1)
         return [LeafMatch(self.leaves[row], float(score)) for (score,), (row,) in zip(scores, rows, strict=True)]
 
-    def rank_leaves(self, texts: Sequence[str]) -> list[list[LeafMatch]]:
-        """All leaf categories for each text, the nearest first. Blocks."""
+    def rank_leaves(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """All n leaf categories for each of m texts, the nearest first. Blocks.
+
+        Returns:
+            Their cosines and their places in `leaves`, (m, n) each.
+        """
+        if not texts:
+            return np.empty((0, len(self.leaves)), dtype=np.float32), np.empty((0, len(self.leaves)), dtype=np.int64)
         scores, rows = self._leaf_index.search(self.embedder.embed(texts), len(self.leaves))
-        return [
-            [LeafMatch(self.leaves[row], score) for score, row in zip(*line, strict=True)]
-            for line in zip(scores.tolist(), rows.tolist(), strict=True)
-        ]
+        return scores, rows
 
     def search_items(self, texts: Sequence[str], per_text: int, as_of: datetime) -> list[list[ItemMatch]]:
         """The `per_text` nearest titles of each text, an item each, best first. Blocks."""

@@ -11,24 +11,20 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
-from uuid import uuid4
+from typing import Any, Literal, Protocol
 
-import httpx
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import Tensor
 
 from agents.schemas import ExplanationText, JudgeTask, TagList, tags_schema
-from tools.errors import DatasetError, ModelFilesError, ServerError, SettingError, TrainingError
+from tools.errors import DatasetError, ModelFilesError, SettingError, TrainingError
 from tools.machine import model_type
 from tools.models import (
     ADAPTER_CONFIG,
@@ -40,8 +36,8 @@ from tools.models import (
     model_path,
     sha256,
 )
-from tools.serving import load_adapter
 from training.hybrid import TAGS
+from training.prompts import read_answers
 from training.reward_model import RewardRecipe, open_reward, pack_tasks, score_packed
 from training.rewards import (
     BUFFER,
@@ -58,6 +54,7 @@ from training.rewards import (
     summed_reward,
     thresholds_at,
 )
+from training.rollout import Grammars, generating, merged, server_rollout
 from training.runs import claim, run_trainer, trainer_arguments
 from training.sft import read_examples
 
@@ -66,8 +63,6 @@ Shaping = Literal["crs", "sum"]
 
 HISTORY = "history.json"
 """What a run logged so far, see `training.curves`."""
-ROLLOUT = "recgpt-rollout"
-"""Name of the policy at a model server."""
 BUFFER_FILE = "recent.json"
 """In a checkpoint: the buffer of recent explanations."""
 ALIGNMENT = "alignment.json"
@@ -87,8 +82,8 @@ class GrpoRecipe:
     """G, answers to one prompt."""
     prompts: int = 4
     """Of one step."""
-    steps: int = 100
-    micro: int = 4
+    steps: int = 40
+    micro: int = 8
     """Answers that the gradient is computed of at a time; a bound of memory alone."""
     learning_rate: float = 2e-4
     warmup_steps: int = 5
@@ -110,7 +105,7 @@ class GrpoRecipe:
     text_diversity: float = 2.6
     """Threshold of an explanation's diversity reward: three tenths of the training texts have less."""
     evaluate_every: int = 10
-    validation_prompts: int = 32
+    validation_prompts: int = 24
     validation_answers: int = 2
     """To each of these prompts; the trainer's own are by the same dice at each evaluation."""
 
@@ -662,6 +657,7 @@ def _opened(model: str, task: str, report: Callable[[str], None]) -> tuple[Path,
 def policy_trainer() -> type[Any]:
     """GRPOTrainer with what a continued adapter and gated rewards need; all of the algorithm is TRL's."""
     from trl import GRPOTrainer
+    from trl.trainer.utils import split_tensor_dict
 
     class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         """See `policy_trainer`."""
@@ -670,6 +666,8 @@ def policy_trainer() -> type[Any]:
             super().__init__(**arguments)
             self._rewards = rewards
             self._grammars = Grammars(self.processing_class, self.model.config.vocab_size)
+            self._answered: list[dict[str, Any]] = []
+            """Parts of the step at hand."""
             self.asked: list[int] = []
             """Rows of the prompts that are answered now, for a rollout of a server too."""
             # TRL keeps the adapter as it was beside the policy, under the name `ref`. With it in a checkpoint, as a
@@ -699,8 +697,37 @@ def policy_trainer() -> type[Any]:
             tags where twenty were asked for would earn nothing. The gradient is that of the model's own probabilities.
             """
             policy = self.accelerator.unwrap_model(self.model)
-            with merged(policy), self._grammars.hold(policy, [self.schema(row) for row in self.asked]):
+            held = self._grammars.processor([self.schema(row) for row in self.asked])
+            with merged(policy), generating(policy, held):
                 return super()._generate_single_turn(*args, **kwargs)
+
+        def _prepare_inputs(self, generation_batch: Any) -> Any:  # noqa: ANN401
+            """TRL's, but not shuffled: the answers of a group meet the model together: one prompt to read."""
+            if not self.model.training:
+                return super()._prepare_inputs(generation_batch)
+            parts = self.args.steps_per_generation
+            if not self._answered or self._step % parts == 0:
+                self._answered = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+            return self._answered[self._step % parts]
+
+        def _get_per_token_logps_and_entropies(
+            self,
+            model: Any,  # noqa: ANN401
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            logits_to_keep: int,
+            batch_size: int | None = None,
+            **others: object,
+        ) -> tuple[Tensor, Tensor, None]:
+            """TRL's, but each prompt is read once for all answers to it."""
+            size = batch_size or len(input_ids)
+            with self.accelerator.autocast():
+                parts = [
+                    read_answers(model, ids, mask, logits_to_keep)
+                    for ids, mask in zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True)
+                ]
+            logps, entropies = (torch.cat(column) for column in zip(*parts, strict=True))
+            return logps, entropies, None
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
             """TRL's, less the dead groups: those whose answers all have the same reward. It saves no time.
@@ -749,124 +776,3 @@ def policy_trainer() -> type[Any]:
                 self._rewards.recent = filled(texts)
 
     return PolicyTrainer
-
-
-class Grammars:
-    """JSON schemas as grammars of a tokenizer: xgrammar's, as in the server."""
-
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 (transformers')
-        """Of a tokenizer, and how many logits its model has."""
-        import xgrammar
-
-        info = xgrammar.TokenizerInfo.from_huggingface(
-            tokenizer, vocab_size=vocabulary, stop_token_ids=[tokenizer.eos_token_id]
-        )
-        self._compiler = xgrammar.GrammarCompiler(info)
-
-    @contextmanager
-    def hold(self, model: Any, schemas: Sequence[Mapping[str, Any]]) -> Iterator[None]:  # noqa: ANN401
-        """For one call of `model.generate`, each answer of which is held to its schema, in compact JSON."""
-        from xgrammar.contrib.hf import LogitsProcessor
-
-        texts = [json.dumps(schema) for schema in schemas]
-        compiled = {
-            text: self._compiler.compile_json_schema(text, any_whitespace=False, separators=(",", ":"))
-            for text in dict.fromkeys(texts)
-        }
-        held = LogitsProcessor([compiled[text] for text in texts])
-        model.generate = partial(model.generate, logits_processor=[held])
-        try:
-            yield
-        finally:
-            del model.generate  # the class's again
-
-
-@contextmanager
-def merged(policy: Any) -> Iterator[None]:  # noqa: ANN401 (a PeftModel)
-    """The active adapter's weights added to its base's, and afterwards these as they were, to the bit."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
-    weights = [layer.get_base_layer().weight.data for layer in layers]
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.get_base_layer().weight.data = weight.clone()
-        layer.merge(adapter_names=[policy.active_adapter])
-    try:
-        yield
-    finally:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.unmerge()
-            layer.get_base_layer().weight.data = weight  # a difference of sums is not what it was
-
-
-def server_rollout(base_url: str, api_key: str, directory: Path) -> Callable[[list[Any], Any], dict[str, Any]]:
-    """TRL's rollout function: a vLLM server on this machine answers, after it took the policy as it is now.
-
-    The server is one with adapters on the same base model, see `recgpt serve --profile fp8`.
-
-    Args:
-        base_url: of the server.
-        api_key: of the server.
-        directory: where the policy is put for the server to read.
-    """
-    loaded, salt = -1, ""
-
-    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:  # noqa: ANN401
-        nonlocal loaded, salt
-        if loaded != trainer.state.global_step:
-            trainer.model.save_pretrained(str(directory))
-            load_adapter(base_url, ROLLOUT, directory, api_key)
-            loaded, salt = trainer.state.global_step, uuid4().hex
-        tokenizer = trainer.processing_class
-        ids = [
-            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-            for prompt in prompts
-        ]
-        groups = [list(own) for _, own in groupby(range(len(prompts)), key=lambda place: trainer.asked[place])]
-        with ThreadPoolExecutor(len(groups)) as pool:
-            answered = pool.map(
-                partial(_completions, base_url, api_key),
-                [
-                    {
-                        "model": ROLLOUT,
-                        "prompt": [ids[place] for place in own],
-                        "structured_outputs": {"json": trainer.schema(trainer.asked[own[0]])},
-                        "temperature": trainer.temperature,
-                        "max_tokens": trainer.max_completion_length,
-                        "logprobs": 0,
-                        "return_token_ids": True,
-                        # The server keeps what it read by the adapter's name: of this policy, not of earlier ones.
-                        "cache_salt": salt,
-                    }
-                    for own in groups
-                ],
-            )
-            choices = [choice for found in answered for choice in found]
-        return {
-            "prompt_ids": ids,
-            "completion_ids": [choice["token_ids"] for choice in choices],
-            "logprobs": [choice["logprobs"]["token_logprobs"] for choice in choices],
-        }
-
-    return rollout
-
-
-def _completions(base_url: str, api_key: str, body: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Choices of one request, in the order of its prompts."""
-    url = f"{base_url.rstrip('/')}/completions"
-    try:
-        answer = httpx.post(url, json=body, headers={"Authorization": f"Bearer {api_key}"}, timeout=600)
-        answer.raise_for_status()
-        choices: list[dict[str, Any]] = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
-    except httpx.HTTPStatusError as error:
-        said = error.response.text[:300]
-        raise ServerError(f"{url} refused the prompts of a step: {said}; it must be vLLM with adapters") from error
-    except httpx.HTTPError as error:
-        raise ServerError(f"no server answers at {url} ({error!r}); start one with `recgpt serve`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ServerError(f"{url} gave no list of completions ({error!r}); it must be vLLM") from error
-    if any(not choice.get("token_ids") or not choice.get("logprobs") for choice in choices):
-        raise ServerError(f"{url} gave answers without token ids or log-probabilities; it must be vLLM 0.11 or newer")
-    if len(choices) != (wanted := len(cast(list[Any], body["prompt"]))):
-        raise ServerError(f"{url} gave {len(choices)} answers to {wanted} prompts")
-    return choices

@@ -305,8 +305,9 @@ class Maker:
     def _unlike(self, leaves: Sequence[str], own: Container[str]) -> list[str]:
         """Of the leaves those that are like none of the household's own."""
         names = list(dict.fromkeys(leaves))
-        ranked = self._index.rank_leaves([tag_text(leaf) for leaf in names]) if names else []
-        nearest = [next((match.similarity for match in matches if match.path[-1] in own), 0.0) for matches in ranked]
+        mine = np.array([path[-1] in own for path in self._index.leaves])
+        similarities, ranked = self._index.rank_leaves([tag_text(leaf) for leaf in names])
+        nearest = np.where(mine[ranked], similarities, -1).max(axis=1, initial=0.0)
         return [leaf for leaf, similarity in zip(names, nearest, strict=True) if similarity < UNLIKE]
 
     def _fit(self, leaf: str, profile: str | None) -> Label:

@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.trainer.utils import add_fused_lm_head
 from typer.testing import CliRunner
 
 from agents.schemas import Fact, JudgeTask
@@ -37,19 +37,18 @@ from training.grpo import (
     Agent,
     ExpertRewards,
     ExplainerRewards,
-    Grammars,
     GrpoRecipe,
     Row,
-    merged,
     open_scorer,
     policy_trainer,
     read_rows,
     score_shelves,
-    server_rollout,
     train_policy,
 )
+from training.prompts import read_answers
 from training.reward_model import train_reward
 from training.rewards import Parts, Thresholds
+from training.rollout import Grammars, generating, merged, server_rollout
 
 RECIPE = GrpoRecipe(
     group=4,
@@ -194,7 +193,7 @@ def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExpertRewards, "parts", parts)
     monkeypatch.setattr(grpo, "_explanation", lambda answer: answer or None)
     monkeypatch.setattr(grpo, "open_scorer", lambda *_: lambda tasks: [len(one.subject) % 17 / 17 for one in tasks])
-    monkeypatch.setattr(Grammars, "hold", lambda *_: nullcontext())
+    monkeypatch.setattr(Grammars, "processor", lambda *_: lambda ids, scores: scores)
 
 
 def run(agent: Agent, data: Path, adapter: Path, reward: Path, out: Path, **other: Any) -> dict[str, Any]:
@@ -426,6 +425,48 @@ def test_merged_weights_answer_alike_and_are_taken_out_to_the_bit(small_model: s
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
+@pytest.mark.parametrize("order", [[0, 0, 1, 1], [0, 1, 0, 2]])
+def test_a_shared_prompt_is_read_once_and_says_the_same(small_model: str, order: list[int]) -> None:
+    model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():  # weights as they are drawn say nearly nothing of what they read
+        torch.nn.init.normal_(parameter, std=0.3)
+    prompts, marks = torch.randint(1, 60, (3, 7)), torch.ones(3, 7, dtype=torch.long)
+    marks[1, :4] = 0  # the second prompt is shorter
+    ids = torch.cat([prompts[order], torch.randint(1, 60, (4, 5))], dim=1)
+    mask = torch.cat([marks[order], torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1] * 5, [1, 1, 1, 0, 0]])], dim=1)
+    answered = mask[:, 7:].bool()
+    whole = model(input_ids=ids, attention_mask=mask).logits[:, 6:-1].log_softmax(dim=-1)
+    expected = whole.gather(2, ids[:, 7:, None])[..., 0]
+    expected[answered].sum().backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    read: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    found, entropies = read_answers(model, ids, mask, 5)
+    found[answered].sum().backward()
+    assert read == [len(set(order)), 4]
+    torch.testing.assert_close(found[answered], expected[answered], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(entropies[answered], -(whole.exp() * whole).sum(dim=-1)[answered], atol=1e-4, rtol=1e-4)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.grad, gradients[name], atol=1e-3, rtol=1e-3)
+
+
+def test_answers_to_a_shared_prompt_are_those_to_each(small_model: str) -> None:
+    model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    ids = torch.tensor([[0, 0, 9, 8], [0, 0, 9, 8], [5, 6, 7, 8]])
+    asked = {"input_ids": ids, "attention_mask": (ids > 0).long(), "do_sample": True, "max_new_tokens": 8}
+    torch.manual_seed(1)
+    expected = model.generate(**asked)
+    torch.manual_seed(1)
+    with generating(model, lambda ids, scores: scores):
+        found = model.generate(**asked)
+    assert torch.equal(found, expected)
+
+
 def test_answers_are_held_to_their_schemas(small_model: str) -> None:
     model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(small_model)
@@ -433,8 +474,11 @@ def test_answers_are_held_to_their_schemas(small_model: str) -> None:
     schemas = [rewards.schema(0).model_json_schema(), {"type": "object", "properties": {"n": {"enum": ["one"]}}}]
     schemas[1] |= {"required": ["n"], "additionalProperties": False}
     for _ in range(2):  # a grammar is for one call
-        with grammars.hold(model, schemas):
-            made = model.generate(torch.tensor([[70, 71]] * 2), do_sample=True, max_new_tokens=60)
+        prompts = torch.tensor([[70, 71]] * 2)
+        with generating(model, grammars.processor(schemas)):
+            made = model.generate(
+                input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=True, max_new_tokens=60
+            )
         tags, other = tokenizer.batch_decode(made[:, 2:], skip_special_tokens=True)
         assert rewards.parts(0, tags) and '", "' not in tags
         assert other == '{"n":"one"}'

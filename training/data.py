@@ -60,6 +60,7 @@ from tools.dataset import BASKET, Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.entities import open_entities
 from tools.history import HistoryLine, number_lines, read_history
+from tools.loading import load_once
 from tools.models import BASE_MODEL, model_path
 from tools.occasions import open_occasions
 from tools.purchases import DUE_FROM
@@ -182,6 +183,7 @@ class Sources:
     utility: UtilityChannel
 
 
+@load_once(maxsize=4)
 def training_view(dataset: Dataset) -> Dataset:
     """The data set without what may not be trained on: it has no way to reach the held-out events."""
     events = dataset.events_before(TRAIN_END)

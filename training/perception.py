@@ -25,6 +25,7 @@ from eval.splits import SEED, TRAIN_END
 from prompts.template import ListLines, Prompt, clean
 from tools.dataset import Dataset
 from tools.errors import DatasetError
+from tools.loading import load_once
 from tools.purchases import neighbours, purchases_before
 from tools.retrieval import leaf_paths
 from tools.shelf import tag_text
@@ -145,6 +146,7 @@ def split_of(title: str, leaf: str) -> Split:
     return "test" if by_title < 10 else "validation" if by_title < 13 else "train"
 
 
+@load_once(maxsize=4)
 def known_facts(dataset: Dataset, corpus: Path | None = None) -> dict[str, dict[str, str]]:
     """Of each entity what the catalogue and the purchases before `TRAIN_END` tell; what is not known is missing.
 

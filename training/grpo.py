@@ -84,7 +84,7 @@ class GrpoRecipe:
     """Of one step."""
     steps: int = 40
     micro: int = 8
-    """Answers that the gradient is computed of at a time; a bound of memory alone."""
+    """Answers that the gradient is computed of at a time, which bounds memory; whole groups read their prompt once."""
     learning_rate: float = 2e-4
     warmup_steps: int = 5
     beta: float = 0.01
@@ -730,7 +730,7 @@ def policy_trainer() -> type[Any]:
             return logps, entropies, None
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
-            """TRL's, less the dead groups: those whose answers all have the same reward. It saves no time.
+            """TRL's, less the dead groups: those whose answers all have the same reward.
 
             Their advantages are 0 by TRL's own sum, but its KL term would still pull them to the reference, and its
             normaliser count them. TRL has no setting for that; what it has is `tool_mask`, which its loss multiplies

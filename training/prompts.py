@@ -23,7 +23,7 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor) -> DynamicCache:  # noqa
         mask: 1 where there is a token, (n, p).
     """
     different, which = torch.unique(torch.stack([ids, mask]), dim=1, return_inverse=True)
-    cache = DynamicCache()
+    cache = DynamicCache(config=model.config)
     model(input_ids=different[0], attention_mask=different[1], past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_select_indices(which)
     return cache

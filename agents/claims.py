@@ -161,8 +161,9 @@ def plain_explanation(task: ExplanationTask) -> str:
     about = [signal for signal in task.signals if signal.categories]
     if own:  # of several titles of one leaf no fact says how often together
         return f"You bought {own[0].text} {'once' if own[0].times == 1 else f'{own[0].times} times'} before."
-    if about:
-        return f"{task.item.title}: {about[0].text[0].lower()}{about[0].text[1:]}."
+    if about:  # most signals name what they are about, which is enough
+        text = about[0].text
+        return f"{text}." if task.item.category[-1] in text else f"{task.item.title}: {text[0].lower()}{text[1:]}."
     if others:
         return f"Recommended because you bought {others[0].text}."
     return f"{task.item.title}, from the shelf {shelf_text(task.item.category)}."

@@ -179,7 +179,11 @@ def test_signals_of_the_item_carry_trends_and_promotions() -> None:
         ({"evidence": []}, "Cranberry Sauce, 8 oz, from the shelf Grocery > Canned Fruit > Cranberry Sauce."),
         (
             {"signals": [about("promotion", "In the mailer: Cranberry Sauce")]},
-            "Cranberry Sauce, 8 oz: in the mailer: Cranberry Sauce.",
+            "In the mailer: Cranberry Sauce.",
+        ),
+        (
+            {"signals": [about("promotion", "In this week's mailer")]},
+            "Cranberry Sauce, 8 oz: in this week's mailer.",
         ),
     ],
 )

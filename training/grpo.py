@@ -37,7 +37,6 @@ from tools.models import (
     sha256,
 )
 from training.hybrid import TAGS
-from training.prompts import read_answers
 from training.reward_model import RewardRecipe, open_reward, pack_tasks, score_packed
 from training.rewards import (
     BUFFER,
@@ -57,6 +56,7 @@ from training.rewards import (
 from training.rollout import Grammars, generating, merged, server_rollout
 from training.runs import claim, run_trainer, trainer_arguments
 from training.sft import read_examples
+from training.shared_prefix import read_answers
 
 Agent = Literal["expert", "explainer"]
 Shaping = Literal["crs", "sum"]

@@ -16,7 +16,7 @@ import httpx
 
 from tools.errors import ServerError
 from tools.serving import load_adapter
-from training.prompts import read_prompts
+from training.shared_prefix import read_prompts
 
 ROLLOUT = "recgpt-rollout"
 """Name of the policy at a model server."""

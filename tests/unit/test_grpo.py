@@ -45,10 +45,10 @@ from training.grpo import (
     score_shelves,
     train_policy,
 )
-from training.prompts import read_answers
 from training.reward_model import train_reward
 from training.rewards import Parts, Thresholds
 from training.rollout import Grammars, generating, merged, server_rollout
+from training.shared_prefix import read_answers
 
 RECIPE = GrpoRecipe(
     group=4,

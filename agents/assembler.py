@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from agents.context import Context
 from agents.judging import explanation_judge_task
 from agents.schemas import AgentUsage, CallRecord, ExplanationTask, JudgeTask, RecommendedItem, Request, Usage
-from agents.state import RecommendState
+from agents.state import RecommendState, new_run
 from agents.wording import own_lines
 from tools.signals import bearing_on
 
 
-async def open_request(state: Request) -> RecommendState:
-    """Note when the request came."""
-    return {"as_of": state.as_of, "started": time.time()}
+async def open_request(state: Request) -> dict[str, Any]:
+    """Note when the request came; nothing of an earlier one in its thread stays."""
+    return {**new_run(RecommendState), "as_of": state.as_of, "started": time.time()}
 
 
 async def collect_explanations(state: RecommendState) -> RecommendState:

@@ -57,7 +57,7 @@ OF_TIMES = ("twice", "thrice")
 
 _UNIT_OF = {wording: unit for unit, wordings in UNITS.items() for wording in wordings}
 _NUMBER = re.compile(
-    rf"(?P<dollar>\$\s?)?(?<![\w.])(?P<number>\d+(?:[.,]\d+)?|{'|'.join(SPELLED)})(?![\d.]\d)"
+    rf"(?P<dollar>\$\s?)?(?<![\w.])(?P<number>[1-9]\d{{0,2}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:[.,]\d+)?|{'|'.join(SPELLED)})(?![\d.]\d)"
     rf"(?:[\s-]?(?P<unit>{'|'.join(map(re.escape, sorted(_UNIT_OF, key=len, reverse=True)))})(?![a-z]))?",
     re.IGNORECASE,
 )
@@ -67,7 +67,8 @@ _USE = re.compile(r"\b(?:for|fits|helps? with)\b(?:(?! [-–—] |—)[^.?!;:])*
 Products may be a list (`for stews, salads and soups`); a property behind a comma is the item's again.
 """
 _OF_ITS_OWN = re.compile(r"\byou|\bthis\b|\bit\b", re.IGNORECASE)
-_WORD = re.compile(r"[a-z][a-z'’-]*")
+_WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['’-])*")
+_THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _SIGNAL = re.compile(r"s\d+")
 
 Number = tuple[float, str | None]
@@ -102,8 +103,8 @@ def load_claim_words() -> ClaimWords:
 def product_words(dataset: Dataset) -> frozenset[str]:
     """Words that name a product: the last words of the catalogue's leaf categories, in the singular."""
     generic = set(load_claim_words().not_products)
-    last = (_WORD.findall(path[-1].casefold().partition(",")[0])[-1:] for path in leaf_paths(dataset))
-    return frozenset(singular(words[0]) for words in last if words) - generic
+    last = (_WORD.findall(path[-1].partition(",")[0])[-1:] for path in leaf_paths(dataset))
+    return frozenset(singular(words[0].casefold()) for words in last if words) - generic
 
 
 def find_claims(text: str, task: ExplanationTask, products: frozenset[str]) -> list[Claim]:
@@ -261,11 +262,10 @@ class _Facts:
 
 
 def _products(text: str, facts: _Facts, products: frozenset[str]) -> Iterator[tuple[int, Claim]]:
-    for match in _WORD.finditer(text.casefold()):
-        word = singular(match[0])
+    for match in _WORD.finditer(text):
+        word = singular(match[0].casefold())
         if word in products:
-            words = text[match.start() : match.end()]
-            yield match.start(), Claim(text=words, kind="product", support=facts.saying(word))
+            yield match.start(), Claim(text=match[0], kind="product", support=facts.saying(word))
 
 
 def _numbers(text: str, facts: _Facts) -> Iterator[tuple[int, Claim]]:
@@ -283,7 +283,8 @@ def _read_numbers(text: str) -> Iterator[tuple[int, str, Number]]:
             if unit is not None:
                 yield match.start(), match[0], (float(SPELLED[word]), unit)
         else:
-            yield match.start(), match[0].strip(), (float(word.replace(",", ".")), unit)
+            plain = _THOUSANDS.sub("", word) if word[0] != "0" else word
+            yield match.start(), match[0].strip(), (float(plain.replace(",", ".")), unit)
 
 
 def _phrases(text: str, facts: _Facts, task: ExplanationTask) -> Iterator[tuple[int, Claim]]:
@@ -331,4 +332,4 @@ def _within(words: Sequence[str], text: Sequence[str]) -> bool:
 
 
 def _singular_words(text: str) -> list[str]:
-    return [singular(word) for word in _WORD.findall(text.casefold())]
+    return [singular(word.casefold()) for word in _WORD.findall(text)]

@@ -17,7 +17,7 @@ from agents.checks import label_by_code
 from agents.context import Context, context_of
 from agents.judging import fact_lines, quotes, subject_lines
 from agents.schemas import DimensionLabel, EvaluationTask, JudgeTask, evaluation_schema
-from agents.state import JudgeState
+from agents.state import JudgeState, new_run
 from prompts.rubric import Label, load_rubrics
 from prompts.template import Value
 from tools.llm import Token
@@ -28,10 +28,10 @@ LABELS: tuple[Label, ...] = get_args(Label)
 _LABEL_KEY = re.compile(r'"label"\s*:\s*"')
 
 
-async def select_rubrics(state: JudgeTask) -> JudgeState:
+async def select_rubrics(state: JudgeTask) -> dict[str, Any]:
     """The dimensions that this kind of text is judged in: one rubric file each."""
     rubrics = await asyncio.to_thread(load_rubrics, state.kind)
-    return {"rubrics": rubrics, "facts": state.facts, "claims": state.claims}
+    return {**new_run(JudgeState), "rubrics": rubrics, "facts": state.facts, "claims": state.claims}
 
 
 async def evaluate_dimension(state: EvaluationTask, runtime: Runtime[Context]) -> JudgeState:

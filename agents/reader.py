@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
 
 from agents.context import Context, context_of
 from agents.schemas import Household, Request
-from agents.state import IntentState
+from agents.state import IntentState, new_run
 from tools.dataset import open_dataset
 from tools.errors import NoHistoryError, ServerError
 from tools.history import number_lines, read_history
@@ -17,7 +19,7 @@ from tools.history import read_events as events_of
 from tools.signals import read_signals
 
 
-async def read_context(state: Request, runtime: Runtime[Context]) -> IntentState:
+async def read_context(state: Request, runtime: Runtime[Context]) -> dict[str, Any]:
     """Read history, profile and signals before `as_of`; history lines are the most telling first.
 
     Raises:
@@ -39,7 +41,7 @@ async def read_events(state: IntentState, runtime: Runtime[Context]) -> IntentSt
     }
 
 
-def _read(context: Context, request: Request) -> IntentState:
+def _read(context: Context, request: Request) -> dict[str, Any]:
     dataset = open_dataset(context.dataset)
     if request.as_of.tzinfo:
         local = request.as_of.astimezone(ZoneInfo(dataset.info.time_zone)).replace(tzinfo=None)
@@ -61,11 +63,12 @@ def _read(context: Context, request: Request) -> IntentState:
         signals=signals,
     )
     return {
+        **new_run(IntentState),
         "as_of": request.as_of,
         "household": household,
         "personas": [],
         "tags": [],
         "history_lines": len(household.history),
         "history_lines_cut": 0,
-        "degraded": notes,
+        "degraded": Overwrite(notes),
     }

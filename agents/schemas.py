@@ -93,7 +93,8 @@ class StyleGuideline(Answer):
     tone: str = Field(min_length=3, max_length=40)
     audience: str = Field(min_length=3, max_length=60)
     rhetoric: str = Field(min_length=3, max_length=60)
-    season: str = Field(min_length=3, max_length=40)
+    season: str = Field(min_length=3)
+    """An occasion of the signals, however long its name, or none."""
     words: int = Field(ge=8, le=40)
 
 

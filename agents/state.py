@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from operator import add
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from agents.schemas import (
@@ -29,6 +30,16 @@ from prompts.rubric import Rubric, Subject
 from tools.history import EventLine, HistoryLine
 from tools.shelf import ShelfLine
 from tools.signals import Signal
+
+
+def new_run(state: type) -> dict[str, Any]:
+    """Empties all that nodes add to: what the first node of a graph returns beside its own.
+
+    A thread (of Studio, or of a checkpointer) keeps its state from one input to the next, of which nothing belongs into
+    another request's answer.
+    """
+    hints = get_type_hints(state, include_extras=True)
+    return {key: Overwrite([]) for key, hint in hints.items() if add in getattr(hint, "__metadata__", ())}
 
 
 class Trail(TypedDict, total=False):

@@ -66,6 +66,27 @@ def task(**update: object) -> ExplanationTask:
 
 
 @pytest.mark.parametrize(
+    ("title", "text", "supported"),
+    [
+        ("Desk, $1,299", "A desk at $1,299.00.", True),
+        ("Paper Clips, 1 ct", "A box of 1,000 ct.", False),
+        ("Paper Clips, 1,000 ct", "A box of 1000 ct.", True),
+        ("Water, 1.5 l", "A bottle of 1,5 l.", True),
+    ],
+)
+def test_a_comma_before_three_digits_parts_thousands(title: str, text: str, supported: bool) -> None:
+    item = task().item.model_copy(update={"title": title})
+    claims = [claim for claim in find_claims(text, task(item=item), PRODUCTS) if claim.kind == "number"]
+    assert [bool(claim.support) for claim in claims] == [supported]
+
+
+def test_words_of_other_alphabets_are_whole() -> None:
+    text = "Süße Grüße: add cheese to purée with jalapeño."
+    claims = find_claims(text, task(), frozenset(["cheese", "purée", "e", "o"]))
+    assert [claim.text for claim in claims if claim.kind == "product"] == ["cheese", "purée"]
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("Cranberry sauce goes with your white bread.", [("sauce", "item"), ("bread", "h2")]),

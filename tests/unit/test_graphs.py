@@ -13,7 +13,9 @@ from blockbuster import blockbuster_ctx
 from agents.context import Context
 from agents.schemas import JudgeTask, Recommendation, Request
 from graphs.explanation import graph as explanation_graph
+from graphs.intent import build_intent_graph
 from graphs.intent import graph as intent_graph
+from graphs.judge import build_judge_graph
 from graphs.judge import graph as judge_graph
 from graphs.recommend import build_recommend_graph
 from graphs.recommend import graph as recommend_graph
@@ -588,6 +590,42 @@ async def test_a_service_resumes_from_its_checkpoint(
         state = await compiled.ainvoke(None, config, context=context)
     assert len(server.requests) == asked  # nothing is asked twice
     assert len(Recommendation.model_validate(state).items) == 4
+
+
+async def test_a_thread_brings_nothing_of_an_earlier_request_into_the_next(
+    context: Context, server: ScriptedServer
+) -> None:
+    """Studio's threads and checkpointers keep the state from one input to the next."""
+    from langgraph.checkpoint.memory import InMemorySaver
+
+    config = {"configurable": {"thread_id": "1"}}
+    script(server, "explainer", Reply("no JSON"))
+    compiled = build_recommend_graph().compile(checkpointer=InMemorySaver())
+    first = Recommendation.model_validate(await compiled.ainvoke(REQUEST, config, context=context))
+    assert first.failures and first.rejected
+    server.answer = lambda name, body: Reply(good_answer(name, body))
+    asked = len(server.requests)
+    other = Request(user_id="h2", as_of=AS_OF)
+    second = Recommendation.model_validate(await compiled.ainvoke(other, config, context=context))
+    assert second.user_id == "h2" and second.failures == second.rejected == []
+    assert second.usage.llm_calls == len(server.requests) - asked
+
+    intent = build_intent_graph().compile(checkpointer=InMemorySaver())
+    runs = [await intent.ainvoke(REQUEST, config, context=context) for _ in range(2)]
+    assert len(runs[1]["pool"]) == len(runs[0]["pool"]) and len(runs[1]["calls"]) == len(runs[0]["calls"])
+    judge = build_judge_graph().compile(checkpointer=InMemorySaver())
+    task = JudgeTask(user_id="h1", kind="explanations", subject_id="i1", subject="Milk for the week.", facts=[])
+    judged = [await judge.ainvoke(task, config, context=context) for _ in range(2)]
+    assert len(judged[1]["judged"]) == 1
+
+
+async def test_an_occasion_may_have_a_long_name() -> None:
+    from agents.schemas import StyleGuideline, style_schema
+
+    both = "Father's Day; Juneteenth National Independence Day"
+    told = {"tone": "warm", "audience": "families", "rhetoric": "a question", "season": both, "words": 12}
+    answer = style_schema([both]).model_validate(told)
+    assert StyleGuideline.model_validate(answer.model_dump()).season == both
 
 
 async def test_kept_answers_are_not_asked_again(context: Context, server: ScriptedServer, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tools.models import sha256, weights_name
 from tools.ranker import WEIGHTS as RANKER_WEIGHTS
 from tools.retrieval import open_index, popular_leaves
 from tools.shelf import ShelfLine, tag_text
+from tools.towers import WEIGHTS as TOWER_WEIGHTS
 
 NOT_OF_TAGS = (
     *("base_url", "answers", "api_key", "request_timeout"),
@@ -42,8 +43,8 @@ NOT_OF_TAGS = (
     *("towers", "ranker", "exploration", "conversion_floor", "items"),
     "adaptor",  # the digest of its vectors is kept
 )
-"""What settings begin with that say where something is, or how tags become items and texts; of the ranker, which fills
-the shelves too, the digest is kept."""
+"""What settings begin with that say where something is, or how tags become items and texts; of towers and
+ranker, which fill the shelves too, the digests are kept."""
 LIST = 30
 """Leaves that count: HR@30."""
 
@@ -88,6 +89,7 @@ def settings_of(context: Context) -> dict[str, Any]:
     prompts = [load_prompt(*prompt) for prompt in (*versions.items(), ("route", ROUTE_PROMPT))]
     files = [prompt.model_dump_json(exclude={"value_limit"}) for prompt in prompts]
     entities = context.endpoint("planner").entities
+    towers = context.towers / TOWER_WEIGHTS
     return {
         **{key: value for key, value in settings.items() if not key.startswith(NOT_OF_TAGS)},
         "planner_tokens": context.planner_budget,
@@ -95,6 +97,7 @@ def settings_of(context: Context) -> dict[str, Any]:
         "prompts": hashlib.sha256("".join(files).encode()).hexdigest()[:16],
         "entities": open_entities(entities).version.digest if entities else None,
         "ranker": sha256(context.ranker / RANKER_WEIGHTS)[:16] if context.shelf else None,
+        "towers": sha256(towers)[:16] if context.shelf and towers.is_file() else None,  # shelves do without, too
     }
 
 

@@ -44,7 +44,7 @@ def data(
     dataset: Annotated[Path, typer.Option(help="data set directory")] = Path("data/completejourney"),
     out: Annotated[Path, typer.Option(help="directory to write")] = Path("runs/train/data"),
     seed: Annotated[int, typer.Option(help="of cut points, wordings and fillers")] = 7,
-    users: Annotated[int | None, typer.Option(min=1, help="so many households [default: all]")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="so many households", show_default="all")] = None,
     cuts: Annotated[int, typer.Option(min=1, help="cut points a household, at most")] = 4,
     experts: Annotated[int, typer.Option(min=1, help="experts' examples; the mixture gives the others")] = 500,
     mixture: Annotated[Path, typer.Option(help="YAML with the shares of what the examples teach")] = MIXTURE_FILE,
@@ -61,7 +61,7 @@ def towers(
     out: Annotated[Path, typer.Option(help="weights and card")] = Path("runs/train/towers"),
 ) -> None:
     """Train user, item and tag towers on what households bought next."""
-    card = train_towers(dataset, embedding_model, out, TowerRecipe(), say)
+    card = train_towers(dataset, embedding_model, out, TowerRecipe(), say, shlex.join(["recgpt", *sys.argv[1:]]))
     say(f"{out}: epoch {card['epoch']}, validation {card['validation']}")
 
 
@@ -74,8 +74,9 @@ def ranker(
 ) -> None:
     """Train the ranker of both channels on what households bought next."""
     runs = read_runs(tags) if tags else []
+    command = shlex.join(["recgpt", *sys.argv[1:]])
     with reporting("training the ranker") as step:
-        card = train_ranker(dataset, embedding_model, towers, out, RankerRecipe(), runs, step)
+        card = train_ranker(dataset, embedding_model, towers, out, RankerRecipe(), runs, step, command)
     say(f"{out}: {card['examples']:,} examples, tags {card['tag_bonus_on_validation']}")
 
 
@@ -85,7 +86,9 @@ def alignment(
     ),
     users: Annotated[int, typer.Option(min=1, help="households")] = 200,
     model: Annotated[str | None, typer.Option(help="model name at the server")] = None,
-    base_url: Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="model server", show_default="one is started if none runs")
+    ] = None,
     profile: Annotated[str, typer.Option(help="how to start a server: cpu, cpu-compiled or fp8")] = "cpu-compiled",
     concurrency: Annotated[int, typer.Option(min=1, help="households at a time")] = 8,
     setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting")] = None,
@@ -122,7 +125,7 @@ def adaptor(
     embedding_model: Annotated[str, typer.Option(help="of titles and queries")] = PACKAGED_MODEL,
     model: Annotated[str, typer.Option(help="the LLM: the default model, a directory or a hub name")] = DEFAULT_MODEL,
     alignment: Annotated[
-        Path | None, typer.Option(help="what `recgpt train alignment` wrote [default: self-perception alone]")
+        Path | None, typer.Option(help="what `recgpt train alignment` wrote", show_default="self-perception alone")
     ] = None,
     titles: Annotated[
         Path | None, typer.Option(help='corpus of titles, JSON lines {"zh": ..., "en": ...}: one more task')
@@ -151,7 +154,7 @@ def sft(
         "runs/train/sft"
     ),
     model: Annotated[str, typer.Option(help="the base of the default model, a directory or a hub name")] = BASE_MODEL,
-    examples: Annotated[int | None, typer.Option(min=1, help="so many training examples [default: all]")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="so many training examples", show_default="all")] = None,
     recipe: Annotated[str, typer.Option(help=f"one of {', '.join(RECIPES)}")] = "cpu",
 ) -> None:
     """Tune one adapter for the agents (TRL's SFTTrainer, LoRA)."""
@@ -164,7 +167,8 @@ def sft(
 
 def reward(
     texts: Annotated[
-        list[Path] | None, typer.Option(help="judged texts; several files are one [default: runs/judge/texts.jsonl]")
+        list[Path] | None,
+        typer.Option(help="judged texts; several files are one", show_default="runs/judge/texts.jsonl"),
     ] = None,
     model: Annotated[str, typer.Option(help="the judge: a model made here, a directory or a hub name")] = JUDGE_MODEL,
     loss: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Loss))}")] = RewardRecipe.loss,
@@ -199,9 +203,11 @@ def grpo(
         str, typer.Option(help="of an expert's rewards: crs (gates) or sum; see section 5 of the report")
     ] = "crs",
     recipe: Annotated[str, typer.Option(help=f"one of {', '.join(GRPO_RECIPES)}")] = "cpu",
-    seed: Annotated[int, typer.Option(help="of the draw of prompts, and of answers")] = GrpoRecipe.seed,
+    seed: Annotated[
+        int, typer.Option(help="of the draw of prompts, and of answers unless a --base-url gives them")
+    ] = GrpoRecipe.seed,
     base_url: Annotated[
-        str | None, typer.Option(help="vLLM server with adapters that answers [default: the trainer does]")
+        str | None, typer.Option(help="vLLM server with adapters that answers", show_default="the trainer does")
     ] = None,
     out: Annotated[Path, typer.Option(help="checkpoints, logs, adapter; goes on from a checkpoint there")] = Path(
         "runs/train/grpo"

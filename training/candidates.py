@@ -1,6 +1,6 @@
 """Candidates of the real policy for the reward model (section 7): several samples a context, graded by the judge.
 
-    recgpt judge sample --out runs/judge/policy.jsonl
+    recgpt judge sample --out runs/judge/policy
 
 They join the constructed texts of the same households: the reward model must order what the policy really writes.
 """

@@ -311,8 +311,11 @@ class ExpertRewards:
         vectors: Mapping[str, NDArray[np.float32]],
         recipe: GrpoRecipe,
         shaping: Shaping,
+        trained: int,
     ) -> None:
         """Rewards of answers to `rows` by the `scores` of their tags and the `vectors` of all tags.
+
+        The first `trained` rows are trained on: the thresholds are of their answers.
 
         Raises:
             DatasetError: no row has an answer that could be rewarded.
@@ -320,7 +323,7 @@ class ExpertRewards:
         self.evaluating = False
         self._rows, self._scores, self._vectors = rows, scores, vectors
         self._recipe, self._shaping = recipe, shaping
-        answers = [found for number, row in enumerate(rows) if (found := self.parts(number, row.answer))]
+        answers = [found for number, row in enumerate(rows[:trained]) if (found := self.parts(number, row.answer))]
         if not answers:
             raise DatasetError("no answer of the training data has tags of its shelf: make the data anew")
         self.thresholds = (thresholds_at(answers, recipe.start), thresholds_at(answers, recipe.end))
@@ -336,7 +339,7 @@ class ExpertRewards:
     ) -> list[float]:
         """One reward a completion, see `Rewards.reward`."""
         recipe = self._recipe
-        progress = 1.0 if self.evaluating else trainer_state.global_step / trainer_state.max_steps
+        progress = 1.0 if self.evaluating else trainer_state.global_step / max(trainer_state.max_steps - 1, 1)
         limits = annealed(*self.thresholds, progress)
         found = [self.parts(number, text[0]["content"]) for number, text in zip(row, completions, strict=True)]
         parts = [one or NOTHING for one in found]
@@ -536,7 +539,7 @@ def train_policy(
     rewards: ExpertRewards | ExplainerRewards
     if agent == "expert":
         scores = score_shelves(used, open_model, out / ALIGNMENT, report)
-        rewards = ExpertRewards(used, scores, read_vectors(data), recipe, shaping)
+        rewards = ExpertRewards(used, scores, read_vectors(data), recipe, shaping, len(train_rows))
         run["thresholds"] = [asdict(limits) for limits in rewards.thresholds]
     else:
         written = [ExplanationText.model_validate_json(row.answer).text for row in rows["train"]]
@@ -556,7 +559,8 @@ def train_policy(
         num_train_epochs=1,
         per_device_train_batch_size=recipe.micro,
         gradient_accumulation_steps=step // recipe.micro,
-        per_device_eval_batch_size=step,
+        # All at once: TRL means over batches, and small ones would count as much as large ones.
+        per_device_eval_batch_size=len(held_out_rows) * recipe.validation_answers,
         num_generations=recipe.group,
         num_generations_eval=recipe.validation_answers,
         max_completion_length=recipe.tag_tokens if agent == "expert" else recipe.text_tokens,

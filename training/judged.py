@@ -1,6 +1,6 @@
 """Judged texts whose labels are known by construction (section 7): what the judge is tuned on and measured by.
 
-    recgpt judge data --out runs/judge/texts.jsonl
+    recgpt judge data --out runs/judge
 
 Positives are what households bought next, and explanations made of their facts; negatives are known faults, a dimension
 each: another household's tags and texts, tags too broad or of nothing, contradicted facts, the wrong season or holiday,

@@ -31,8 +31,10 @@ from eval.tags import TagRun
 from tools.dataset import Dataset, open_dataset
 from tools.embedding import open_embedder
 from tools.errors import DatasetError
+from tools.models import sha256
 from tools.occasions import Occasions, open_occasions
 from tools.ranker import MEMBERS, Network, Ranker, UtilityChannel, read_leaf_table, save_ranker
+from tools.towers import WEIGHTS as TOWER_WEIGHTS
 from tools.towers import TowerIndex, open_towers, tower_scores
 from training.data import training_view
 
@@ -81,6 +83,7 @@ def train_ranker(
     recipe: RankerRecipe,
     runs: Sequence[TagRun],
     report: Callable[[str], None],
+    command: str,
 ) -> dict[str, object]:
     """Train, choose what a tag is worth, and write weights and card to `out`.
 
@@ -92,6 +95,7 @@ def train_ranker(
         recipe: hyper-parameters.
         runs: of the agents on validation households; without any a tag is worth nothing.
         report: called with a sentence at each step.
+        command: for the card.
 
     Returns:
         The card.
@@ -104,10 +108,11 @@ def train_ranker(
     network = fit(rows, recipe, report)
     utility, values = choose_tag_bonus(UtilityChannel(Ranker(network, 0.0), towers, occasions), dataset, runs)
     card: dict[str, object] = {
-        "command": "recgpt train ranker",
+        "command": command,
         "validation": validate(utility, dataset, report),
         "dataset": dataset.info.name,
         "embedder": embedder.name,
+        "towers_sha256": sha256(towers_dir / TOWER_WEIGHTS),
         "recipe": asdict(recipe),
         "examples": len(rows.labels),
         "tag_bonus_on_validation": {"households": len(runs), "hr@30.all + hr@30.new, leaves": values},

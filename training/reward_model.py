@@ -28,7 +28,7 @@ from agents.schemas import JudgeTask
 from eval.agreement import GRADES
 from eval.judged import JudgedText, Split
 from tools.machine import model_type
-from tools.models import ADAPTER_WEIGHTS, base_digest, model_path, sha256
+from tools.models import ADAPTER_WEIGHTS, base_digest, model_path, sha256, weights_name
 from training.runs import claim, run_trainer, trainer_arguments
 
 Loss = Literal["listwise", "pointwise"]
@@ -274,7 +274,7 @@ def train_reward(
     for split in get_args(Split)[:2]:
         contexts[split], missing = read_contexts(texts, split, tokenizer, recipe.max_length)
         lost += missing
-    claim(out, {"texts_sha256": list(texts_sha256), "model": model, "recipe": asdict(recipe)})
+    claim(out, {"texts_sha256": list(texts_sha256), "model": weights_name(model), "recipe": asdict(recipe)})
     loss_of = pointwise_loss if recipe.loss == "pointwise" else partial(listwise_loss, temperature=recipe.temperature)
 
     class RewardTrainer(Trainer):  # type: ignore[misc]  # transformers has no types

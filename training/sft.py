@@ -21,7 +21,7 @@ import polars as pl
 from tools.errors import DatasetError
 from tools.hybrid import Reading
 from tools.machine import model_type
-from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, base_digest, model_path, sha256
+from tools.models import ADAPTER_WEIGHTS, BASE_MODEL, base_digest, model_path, sha256, weights_name
 from training.hybrid import ENTITIES, Entities, WordsAndEntities, tokenized
 from training.runs import claim, run_trainer, trainer_arguments
 
@@ -171,7 +171,13 @@ def train(
     )
     claim(
         out,
-        {"agent": agent, "base": model, "data_sha256": digest, "examples": len(train_set), "recipe": asdict(recipe)},
+        {
+            "agent": agent,
+            "base": weights_name(model),
+            "data_sha256": digest,
+            "examples": len(train_set),
+            "recipe": asdict(recipe),
+        },
     )
     report(f"{len(train_set):,} examples")
     told = run_trainer(trainer, out, report)

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 
 def read_prompts(model: Any, ids: Tensor, mask: Tensor) -> DynamicCache:  # noqa: ANN401 (transformers')
-    """Keys and values of n prompts, of which equal ones are read once.
+    """Keys and values of n prompts, of which equal ones are read once, each token at its place in its own prompt.
 
     Args:
         model: of causal language.
@@ -24,7 +24,14 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor) -> DynamicCache:  # noqa
     """
     different, which = torch.unique(torch.stack([ids, mask]), dim=1, return_inverse=True)
     cache = DynamicCache(config=model.config)
-    model(input_ids=different[0], attention_mask=different[1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(
+        input_ids=different[0],
+        attention_mask=different[1],
+        position_ids=_places(different[1]),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     cache.batch_select_indices(which)
     return cache
 
@@ -43,5 +50,17 @@ def read_answers(model: Any, ids: Tensor, mask: Tensor, answers: int) -> tuple[T
     # The prompt's last token tells the first of the answer.
     own = ids[:, prompt - 1 :]
     labels = own.masked_fill(mask[:, prompt - 1 :] == 0, -100)
-    found = model(input_ids=own, attention_mask=mask, past_key_values=cache, labels=labels, fused_lm_head=True)
+    found = model(
+        input_ids=own,
+        attention_mask=mask,
+        position_ids=_places(mask)[:, prompt - 1 :],
+        past_key_values=cache,
+        labels=labels,
+        fused_lm_head=True,
+    )
     return found.log_probs, found.entropy
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where each token stands among its own, as `generate` counts: padding on the left is nothing."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)

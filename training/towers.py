@@ -65,7 +65,12 @@ class Batch:
 
 
 def train_towers(
-    dataset_dir: Path, embedding_model: str, out: Path, recipe: TowerRecipe, report: Callable[[str], None]
+    dataset_dir: Path,
+    embedding_model: str,
+    out: Path,
+    recipe: TowerRecipe,
+    report: Callable[[str], None],
+    command: str,
 ) -> dict[str, object]:
     """Train until HR@30 on validation baskets stops rising; write the best epoch's weights and a card to `out`.
 
@@ -75,6 +80,7 @@ def train_towers(
         out: directory to write.
         recipe: hyper-parameters.
         report: called with a sentence an epoch.
+        command: for the card.
 
     Returns:
         The card.
@@ -114,7 +120,7 @@ def train_towers(
         if value > best:
             best, best_epoch = value, epoch
             card = {
-                "command": "recgpt train towers",
+                "command": command,
                 "dataset": dataset.info.name,
                 "embedder": embedder.name,
                 "recipe": asdict(recipe),

@@ -85,8 +85,12 @@ def test_a_file_is_continued_with_its_own_settings_only(tmp_path: Path, small_di
     file.write_text(run.model_dump_json() + "\n", encoding="utf-8")
     elsewhere = context.model_copy(update={"base_url": "http://127.0.0.1:8/v1"})
     assert read_own_runs(file, elsewhere) == [run]
-    with pytest.raises(OutputError, match=r"other settings \(ranker, shelf differ\).*give another --out"):
+    with pytest.raises(OutputError, match=r"other settings \(ranker, shelf, towers differ\).*give another --out"):
         read_own_runs(file, context.model_copy(update={"shelf": 20}))
+    shelved = context.model_copy(update={"shelf": 20})
+    without = shelved.model_copy(update={"towers": tmp_path})
+    assert settings_of(shelved) == settings_of(without) | {"towers": settings_of(shelved)["towers"]}
+    assert settings_of(without)["towers"] is None  # shelves were filled without them
 
 
 def _run(case: Case, leaves: list[str]) -> TagRun:

@@ -249,7 +249,7 @@ def rewarded(rewards: Any, completions: Sequence[Any], step: int = 0) -> tuple[l
 
 def expert_rewards(recipe: GrpoRecipe = RECIPE, shaping: Any = "crs") -> ExpertRewards:
     scores = {"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}
-    return ExpertRewards([expert()], [scores], VECTORS, recipe, shaping)
+    return ExpertRewards([expert()], [scores], VECTORS, recipe, shaping, trained=1)
 
 
 def test_the_parts_of_an_answer() -> None:
@@ -262,7 +262,7 @@ def test_the_parts_of_an_answer() -> None:
 
 def test_a_tag_without_vector_or_score_is_on_no_shelf() -> None:
     scores = {"white milk": 0.2, "bread": 0.6, "rye": 0.8}
-    rewards = ExpertRewards([expert()], [scores], VECTORS, RECIPE, "crs")
+    rewards = ExpertRewards([expert()], [scores], VECTORS, RECIPE, "crs", trained=1)
     assert rewards.parts(0, '{"tags":["bread","rye"]}') is None
     assert rewards.parts(0, '{"tags":["bread","dish soap"]}') is None
     assert rewards.parts(0, '{"tags":["bread","white milk"]}') is not None
@@ -293,8 +293,21 @@ def test_gates_close_as_training_goes_on() -> None:
 def test_gates_are_set_by_the_answers_of_the_training_data() -> None:
     of_answer = Thresholds(alignment=pytest.approx(0.4), diversity=1.0, length=0.75)  # the one: white milk, bread
     assert expert_rewards().thresholds == (of_answer, of_answer)
+    held_out = replace(expert(), answer='{"tags":["bread","dish soap"]}')
+    scores = [{"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}] * 2
+    assert ExpertRewards([expert(), held_out], scores, VECTORS, RECIPE, "crs", trained=1).thresholds[0] == of_answer
+    of_none = replace(expert(), answer='{"tags":["tea","rye"]}')
     with pytest.raises(DatasetError, match="no answer of the training data"):
-        ExpertRewards([replace(expert(), answer='{"tags":["tea","rye"]}')], [{"bread": 0.6}], VECTORS, RECIPE, "crs")
+        ExpertRewards([of_none], [{"bread": 0.6}], VECTORS, RECIPE, "crs", trained=1)
+
+
+def test_the_last_step_has_the_last_thresholds() -> None:
+    rewards = expert_rewards()
+    rewards.thresholds = (Thresholds(0.3, 0.5, 0.7), Thresholds(0.7, 0.5, 0.7))
+    completions = [answer("bread", "dish soap"), answer("bread", "white milk")]  # of alignment .7 and .4
+    assert [bool(one) for one in rewarded(rewards, completions, step=2)[0]] == [True, True]
+    rewards.thresholds = (Thresholds(0.3, 0.5, 0.7), Thresholds(0.71, 0.5, 0.7))
+    assert rewarded(rewards, completions, step=9)[0] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -457,7 +470,10 @@ def test_a_shared_prompt_is_read_once_and_says_the_same(small_model: str, order:
 
 def test_answers_to_a_shared_prompt_are_those_to_each(small_model: str) -> None:
     model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
-    ids = torch.tensor([[0, 0, 9, 8], [0, 0, 9, 8], [5, 6, 7, 8]])
+    torch.manual_seed(1)
+    for parameter in model.parameters():  # weights as they are drawn say nearly the same wherever a word stands
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.tensor([[0] * 8 + [4, 7, 9, 8]] * 2 + [[5, 6, 7, 8] * 3])
     asked = {"input_ids": ids, "attention_mask": (ids > 0).long(), "do_sample": True, "max_new_tokens": 8}
     torch.manual_seed(1)
     expected = model.generate(**asked)

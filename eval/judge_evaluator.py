@@ -20,6 +20,7 @@ from agents.schemas import JudgeTask, Verdict
 from eval.agreement import GRADES
 from eval.human import VALUES
 from graphs.judge import judge_text
+from tools.llm import close_client
 
 
 def judge_evaluator(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -49,5 +50,12 @@ def judge_now(task: JudgeTask) -> Verdict:
     Raises:
         NoVerdictError: a part of the judge gave no valid answer.
     """
+
+    async def judged() -> Verdict:
+        try:
+            return await judge_text(task, Context())
+        finally:
+            await close_client()
+
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(judge_text(task, Context()))).result()
+        return pool.submit(lambda: asyncio.run(judged())).result()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from qpsolvers import solve_qp
-from scipy.sparse import csc_matrix, eye
 
 from tools.errors import SettingError
 
@@ -73,28 +71,6 @@ class Program:
         whole = int(self.least)
         rest = surplus[whole] * (self.least - whole) if whole < len(surplus) else 0.0
         return float(surplus[:whole].sum() + rest)
-
-
-def solve_numerically(program: Program) -> Vector:
-    """x, (n,), by an interior-point solver (clarabel)."""
-    n = len(program.scores)
-    ones = np.ones((1, n))
-    rows = np.vstack([-(program.conversion - program.floor)[None], ones, -ones])
-    x = solve_qp(
-        P=csc_matrix(program.smoothing * eye(n)),
-        q=-program.scores,
-        G=csc_matrix(rows),
-        h=np.array([0.0, program.most, -program.least]),
-        lb=np.zeros(n),
-        ub=np.ones(n),
-        solver="clarabel",
-        tol_gap_abs=1e-12,
-        tol_gap_rel=1e-12,
-        tol_feas=1e-12,
-    )
-    if x is None:
-        raise SettingError("the solver found no allocation; the bounds leave no room")
-    return np.clip(np.asarray(x), 0.0, 1.0)
 
 
 def solve_in_closed_form(program: Program) -> Vector:

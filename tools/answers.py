@@ -8,8 +8,12 @@ import sqlite3
 from pathlib import Path
 from threading import Lock
 
+import structlog
+
 from tools.errors import OutputError
 from tools.loading import load_once
+
+log = structlog.get_logger("recgpt")
 
 
 class AnswerStore:
@@ -22,6 +26,7 @@ class AnswerStore:
             OutputError: it can't be opened, or is no such file.
         """
         self._lock = Lock()
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
@@ -33,15 +38,29 @@ class AnswerStore:
             raise OutputError(f"{path} can't be used to keep answers ({error}); give another file") from error
 
     def get(self, key: str) -> str | None:
-        """The answer of a key."""
-        with self._lock:
-            row = self._file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        """The answer of a key.
+
+        Raises:
+            OutputError: the file can't be read.
+        """
+        try:
+            with self._lock:
+                row = self._file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise OutputError(f"the kept answers in {self._path} can't be read ({error}); give another file") from error
         return None if row is None else str(row[0])
 
     def put(self, key: str, answer: str) -> None:
-        """Keep an answer; a second one of the same key replaces the first."""
-        with self._lock:
-            self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+        """Keep an answer; a second one of the same key replaces the first.
+
+        One that can't be kept, on a full disk or in a locked file, is a warning in the log: the caller has it, and it
+        was paid for.
+        """
+        try:
+            with self._lock:
+                self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+        except sqlite3.Error as error:
+            log.warning("answer_not_kept", file=str(self._path), reason=str(error))
 
     def save(self, path: Path) -> int:
         """Write all answers into a compressed file (JSON lines, xz), in the order of their keys; returns how many.
@@ -49,32 +68,34 @@ class AnswerStore:
         Raises:
             OutputError: it can't be written.
         """
-        with self._lock:
-            rows = self._file.execute("SELECT key, answer FROM answers ORDER BY key").fetchall()
         partial = path.with_suffix(".partial")
         try:
+            with self._lock:
+                rows = self._file.execute("SELECT key, answer FROM answers ORDER BY key").fetchall()
             with lzma.open(partial, "wt", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             partial.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path} could not be written ({error})") from error
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(f"{path} could not be written from {self._path} ({error})") from error
         return len(rows)
 
     def load(self, path: Path) -> int:
         """Take over the answers of a file that `save` wrote; returns how many it has.
 
         Raises:
-            OutputError: there is no such file, or it is damaged; then none of it is kept.
+            OutputError: there is no such file, it is damaged, or what it has can't be kept; then none of it is.
         """
         try:
             with lzma.open(path, "rt", encoding="utf-8") as file:
                 rows = [(str(key), str(answer)) for key, answer in map(json.loads, file)]
         except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
             raise OutputError(f"{path} holds no answers that were saved ({error!r})") from error
-        with self._lock:
-            self._file.execute("BEGIN")
-            self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
-            self._file.execute("COMMIT")
+        try:
+            with self._lock, self._file:  # which commits, or rolls back on any error
+                self._file.execute("BEGIN")
+                self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise OutputError(f"the answers of {path} can't be kept in {self._path} ({error})") from error
         return len(rows)
 
 

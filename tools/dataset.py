@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tools.errors import DatasetError, NoHistoryError, UnknownUserError
 from tools.loading import load_once
@@ -74,6 +74,18 @@ REQUIRED_VALUES = {
 }
 
 
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(f"{value!r} is no IANA time zone, such as Europe/London") from error
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
+"""IANA name."""
+
+
 class DatasetInfo(BaseModel):
     """`dataset.json`: what a reader must know that is not in the tables."""
 
@@ -81,21 +93,12 @@ class DatasetInfo(BaseModel):
 
     name: str
     locale: str = Field(pattern=r"^[a-z]{2,3}_[A-Z]{2}$", description="language_COUNTRY, such as en_US")
-    time_zone: str = Field(description="IANA name of the zone that the timestamps are in")
+    time_zone: TimeZone = Field(description="IANA name of the zone that the timestamps are in")
     region: str | None = Field(None, description="where the users are, if they share one place")
     source: str
     licence: str
     counts: dict[str, int]
     notes: str = ""
-
-    @field_validator("time_zone")
-    @classmethod
-    def _zone_exists(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{value!r} is no IANA time zone, such as Europe/London") from error
-        return value
 
     @property
     def country(self) -> str:

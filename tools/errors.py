@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+REASON_LIMIT = 300
+"""Characters of a server's answer that an error passes on: a refusal may repeat a prompt of a megabyte."""
+
 
 class RecGPTError(Exception):
     """Base of all errors raised on purpose; its text is meant to be read by the person who meets it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import httpx
+import httpx2
 import openai
 import torch
 from langchain_core.language_models import LanguageModelInput
@@ -28,13 +28,11 @@ from pydantic import PrivateAttr, SecretStr
 
 from tools.answers import open_answers
 from tools.entities import EntitySource, EntityTable, open_entities
-from tools.errors import ServerError, ServerUnreachableError
+from tools.errors import REASON_LIMIT, ServerError, ServerUnreachableError
 from tools.models import weights_name
 
 TOP_LOGPROBS = 8
 """Tokens told of each place: a few labels begin with few tokens."""
-REASON_LIMIT = 300
-"""Characters of a server's refusal that are passed on: it may repeat a prompt of a megabyte."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ async def complete(
 
     Raises:
         ServerUnreachableError: no answer, a time-out or a failure of the server.
-        ServerError: the server refused the request (4xx).
+        ServerError: the server refused the request (4xx), or its answer is no chat completion.
     """
     table = await asyncio.to_thread(open_entities, endpoint.entities) if endpoint.entities else None
     store = await asyncio.to_thread(open_answers, endpoint.answers) if endpoint.answers else None
@@ -119,7 +117,7 @@ async def complete(
         api_key=endpoint.api_key,
         timeout=endpoint.timeout,
         max_retries=0,
-        http_async_client=_client(),
+        http_async_client=pooled_client(),
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
@@ -152,6 +150,11 @@ async def complete(
         raise ServerError(
             f"the model server at {endpoint.base_url} refused a request for {endpoint.model!r}: {reason}"
         ) from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # how the client meets a 200 of another form
+        raise ServerError(
+            f"the model server at {endpoint.base_url} answered a request for {endpoint.model!r} with what is no chat "
+            f"completion ({str(error)[:REASON_LIMIT]}): see its log, or start one with `recgpt serve`"
+        ) from error
     usage = message.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
     completion = Completion(
         text=str(message.content),
@@ -159,18 +162,26 @@ async def complete(
         prompt_tokens=usage["input_tokens"],
         completion_tokens=usage["output_tokens"],
         seconds=time.perf_counter() - started,
-        tokens=_tokens(message.response_metadata.get("logprobs")),
+        tokens=_tokens(endpoint, message.response_metadata.get("logprobs")),
     )
     if store:
         await asyncio.to_thread(store.put, key, json.dumps(asdict(completion)))
     return completion
 
 
-def _tokens(logprobs: Mapping[str, Any] | None) -> list[Token]:
-    return [
-        Token(entry["token"], entry["logprob"], {other["token"]: other["logprob"] for other in entry["top_logprobs"]})
-        for entry in (logprobs or {}).get("content") or []
-    ]
+def _tokens(endpoint: Endpoint, logprobs: Mapping[str, Any] | None) -> list[Token]:
+    try:
+        return [
+            Token(
+                entry["token"], entry["logprob"], {other["token"]: other["logprob"] for other in entry["top_logprobs"]}
+            )
+            for entry in (logprobs or {}).get("content") or []
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ServerError(
+            f"the model server at {endpoint.base_url} tells log-probabilities in another form ({error!r}): expected "
+            f"token, logprob and the {TOP_LOGPROBS} top_logprobs of each place, as `recgpt serve` tells them"
+        ) from error
 
 
 def _key(
@@ -243,12 +254,21 @@ def entity_parts(message: BaseMessage) -> list[dict[str, Any]]:
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.DefaultAsyncHttpxClient] = WeakKeyDictionary()
 
 
-def _client() -> openai.DefaultAsyncHttpxClient:
+def pooled_client() -> openai.DefaultAsyncHttpxClient:
     """The connection pool of the running event loop: a pool that outlives its loop fails in the next one."""
     loop = asyncio.get_running_loop()
     if loop not in _clients:
         _clients[loop] = openai.DefaultAsyncHttpxClient()
     return _clients[loop]
+
+
+async def close_client() -> None:
+    """Close and forget the running loop's pool, if it has one: at the end of a loop that isn't the process's last.
+
+    The weak key alone doesn't: open connections hold their loop.
+    """
+    if client := _clients.pop(asyncio.get_running_loop(), None):
+        await client.aclose()
 
 
 @dataclass(frozen=True)
@@ -276,7 +296,7 @@ async def measure_prompt(endpoint: Endpoint, messages: Sequence[BaseMessage], de
     try:
         count = answer.raise_for_status().json()
         return PromptSize(int(count["count"]), int(count["max_model_len"]))
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+    except (httpx2.HTTPStatusError, ValueError, KeyError, TypeError):
         return PromptSize(_estimated_tokens(messages, table.version.tokens if table is not None else 0), default_window)
 
 
@@ -311,7 +331,7 @@ async def check_embeds(endpoint: Endpoint) -> None:
         )
 
 
-async def _tokenize(endpoint: Endpoint, messages: Sequence[BaseMessage], table: EntityTable | None) -> httpx.Response:
+async def _tokenize(endpoint: Endpoint, messages: Sequence[BaseMessage], table: EntityTable | None) -> httpx2.Response:
     """What vLLM's `/tokenize` says of a prompt.
 
     Raises:
@@ -328,9 +348,8 @@ async def _tokenize(endpoint: Endpoint, messages: Sequence[BaseMessage], table: 
     body = {"model": endpoint.model, "messages": sent}
     headers = {"Authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
     try:
-        async with httpx.AsyncClient(timeout=endpoint.timeout) as client:
-            answer = await client.post(url, json=body, headers=headers)
-    except httpx.HTTPError as error:
+        answer = await pooled_client().post(url, json=body, headers=headers, timeout=endpoint.timeout)
+    except httpx2.HTTPError as error:
         raise ServerUnreachableError(f"the model server at {endpoint.base_url} does not answer ({error!r})") from error
     _require_embeds(endpoint, answer.text if answer.is_client_error else "")
     return answer

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
+from uuid import uuid4
 
 import faiss
 import numpy as np
 import polars as pl
+import structlog
 from numpy.typing import NDArray
 
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.loading import load_once
+
+log = structlog.get_logger("recgpt")
 
 BestSellers = dict[str, tuple[str, str, list[str]]]
 """By title: item_id, title, category path."""
@@ -121,7 +125,10 @@ def open_index(dataset: Dataset, embedder: Embedder) -> CatalogIndex:
 def embed_catalog(
     dataset: Dataset, embedder: Embedder, report: Callable[[str], None] = lambda message: None
 ) -> tuple[Embeddings, Embeddings]:
-    """The vectors of titles and leaf names, from `DIR/index` or computed now; `report` tells how that gets on."""
+    """The vectors of titles and leaf names, from `DIR/index` or computed now; `report` tells how that gets on.
+
+    Vectors that can't be written there are computed again the next time; the log has a warning.
+    """
     directory = dataset.directory / "index"
     leaf_names = [path[-1] for path in leaf_paths(dataset)]
     return (
@@ -146,7 +153,7 @@ def leaf_paths(dataset: Dataset) -> list[list[str]]:
     )
 
 
-@load_once(maxsize=4)
+@load_once(maxsize=16)
 def best_sellers(dataset: Dataset, before: datetime) -> BestSellers:
     """For each title the item most often in events before `before`.
 
@@ -203,19 +210,29 @@ def _flat(vectors: Embeddings) -> faiss.IndexFlatIP:
     return index
 
 
+_embedding = Lock()
+"""Held while a catalogue is embedded: who comes at the same time waits, and reads what was written."""
+
+
 def _stored_vectors(
     directory: Path, name: str, texts: list[str], embedder: Embedder, report: Callable[[str], None]
 ) -> Embeddings:
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = directory / f"{name}-{embedder.name}-{digest}.npy"
-    with suppress(OSError, ValueError, EOFError):  # not there, or damaged: made again
-        vectors = np.asarray(np.load(path), dtype=np.float32)
-        if vectors.ndim == 2 and len(vectors) == len(texts):
-            return vectors
-    report(f"embedding {len(texts):,} {name} with {embedder.name}")
-    vectors = embedder.embed(texts, lambda done, total: report(f"embedding {name}: {done:,} of {total:,}"))
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npy")
-    np.save(partial, vectors)
-    partial.replace(path)
-    return vectors
+    with _embedding:
+        with suppress(OSError, ValueError, EOFError):  # not there, or damaged: made again
+            vectors = np.asarray(np.load(path), dtype=np.float32)
+            if vectors.ndim == 2 and len(vectors) == len(texts):
+                return vectors
+        report(f"embedding {len(texts):,} {name} with {embedder.name}")
+        vectors = embedder.embed(texts, lambda done, total: report(f"embedding {name}: {done:,} of {total:,}"))
+        partial = path.with_suffix(f".{uuid4().hex}.npy")  # other processes may write the same
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            np.save(partial, vectors)
+            partial.replace(path)
+        except OSError as error:  # the data set may be read-only, or its disk full: the vectors are there all the same
+            log.warning("index_not_kept", file=str(path), reason=str(error))
+            with suppress(OSError):
+                partial.unlink()
+        return vectors

@@ -57,13 +57,16 @@ class WeatherProvider(Protocol):
 
 
 class FileWeather:
-    """Weather from a CSV or Parquet file with the columns region, date, text."""
+    """Weather from a CSV or Parquet file with the columns region, date, text; a region is text, also `01`."""
 
     def __init__(self, path: Path) -> None:
         """Read the file whole."""
         try:
-            table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, try_parse_dates=True)
-            table = table.select("region", pl.col("date").cast(pl.Date), "text")
+            if path.suffix == ".parquet":
+                table = pl.read_parquet(path)
+            else:
+                table = pl.read_csv(path, schema_overrides={"region": pl.String}, try_parse_dates=True)
+            table = table.select(pl.col("region").cast(pl.String), pl.col("date").cast(pl.Date), "text")
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DatasetError(
                 f"weather file {path}: {error}; expected CSV or Parquet with the columns region, date, text"

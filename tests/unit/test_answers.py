@@ -1,8 +1,10 @@
 """Kept answers of models, and files that they travel in."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from recgpt.cli import app
@@ -36,6 +38,50 @@ def test_a_damaged_file_leaves_the_answers_as_they_were(tmp_path: Path) -> None:
     assert other.get("k1") is None
     with pytest.raises(OutputError, match="holds no answers"):
         other.load(tmp_path / "absent.xz")
+
+
+def spoil(path: Path, statement: str) -> None:
+    """Change a store's file from outside, so that SQLite refuses what is asked of it next."""
+    with sqlite3.connect(path) as file:
+        file.execute(statement)
+    file.close()
+
+
+REFUSE_K2 = "CREATE TRIGGER refuse BEFORE INSERT ON answers WHEN NEW.key = 'k2' BEGIN SELECT RAISE(FAIL, 'full'); END"
+
+
+def test_an_answer_that_can_not_be_kept_is_a_warning(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "a.sqlite")
+    spoil(tmp_path / "a.sqlite", REFUSE_K2)
+    with structlog.testing.capture_logs() as events:
+        store.put("k2", "paid for")
+        store.put("k3", "kept")
+    assert [(event["event"], event["log_level"], event["reason"]) for event in events] == [
+        ("answer_not_kept", "warning", "full")
+    ]
+    assert (store.get("k2"), store.get("k3")) == (None, "kept")
+
+
+def test_answers_that_can_not_be_read_name_the_file(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "a.sqlite")
+    spoil(tmp_path / "a.sqlite", "DROP TABLE answers")
+    with pytest.raises(OutputError, match=r"a\.sqlite can't be read \(no such table"):
+        store.get("k")
+    with pytest.raises(OutputError, match=r"f\.xz could not be written from .*a\.sqlite"):
+        store.save(tmp_path / "f.xz")
+
+
+def test_none_of_a_file_is_kept_where_one_answer_can_not_be(tmp_path: Path) -> None:
+    file, first, second = tmp_path / "f.xz", AnswerStore(tmp_path / "a.sqlite"), AnswerStore(tmp_path / "b.sqlite")
+    for key in ("k1", "k2", "k3"):
+        first.put(key, "v")
+    first.save(file)
+    spoil(tmp_path / "b.sqlite", REFUSE_K2)
+    with pytest.raises(OutputError, match=r"f\.xz can't be kept in .*b\.sqlite \(full\)"):
+        second.load(file)
+    assert second.get("k1") is None
+    spoil(tmp_path / "b.sqlite", "DROP TRIGGER refuse")  # no transaction was left open
+    assert second.load(file) == 3 and second.get("k2") == "v"
 
 
 def test_the_command_goes_both_ways(tmp_path: Path) -> None:

@@ -47,6 +47,32 @@ def test_csv_files_become_a_data_set(tmp_path: Path) -> None:
     assert str(events["timestamp"][0]) == "2026-05-01 09:00:00"
 
 
+def test_times_with_an_offset_are_converted_to_the_zone_of_the_data_set(tmp_path: Path) -> None:
+    iso = MAPPING.replace("locale:", "time_zone: Europe/Berlin\nlocale:").replace(
+        '  timestamp_format: "%d/%m/%Y %H:%M"\n', ""
+    )
+    times = ["2026-05-01T07:00:00Z", "2026-05-01 10:30:00+02:00", "2026-05-01 11:00:00", "2026-12-01T11:00:00.5+0000"]
+    orders = "customer,order,at,sku,what\n" + "".join(f"ann,a1,{time},1,bought\n" for time in times)
+    csv_files.build(write(tmp_path, mapping_yaml=iso, orders_csv=orders), tmp_path / "iso", say)
+    found = pl.read_parquet(tmp_path / "iso" / "events.parquet")["timestamp"]
+    assert [f"{time:%m-%d %H:%M}" for time in found] == ["05-01 09:00", "05-01 10:30", "05-01 11:00", "12-01 12:00"]
+    zoned = MAPPING.replace("locale:", "time_zone: Europe/Berlin\nlocale:").replace("%H:%M", "%H:%M %z")
+    orders = "customer,order,at,sku,what\nann,a1,01/05/2026 09:00 +0000,1,bought\n"
+    csv_files.build(write(tmp_path, mapping_yaml=zoned, orders_csv=orders), tmp_path / "zoned", say)
+    assert str(pl.read_parquet(tmp_path / "zoned" / "events.parquet")["timestamp"][0]) == "2026-05-01 11:00:00"
+
+
+@pytest.mark.parametrize("first", ["", "2026-05-01T07:00:00Z"])
+def test_iso_times_that_are_none_are_faults(tmp_path: Path, first: str) -> None:
+    iso = MAPPING.replace('  timestamp_format: "%d/%m/%Y %H:%M"\n', "")
+    rows = [f"ann,a1,{time},1,bought\n" for time in (first, "2026-13-01T00:00:00Z", "now")]
+    orders = "".join(["customer,order,at,sku,what\n", *rows])
+    with pytest.raises(
+        DatasetError, match=r"(?s)row 1: found '2026-13-01T00:00:00Z'.*row 2: found 'now', expected a time"
+    ):
+        csv_files.build(write(tmp_path, mapping_yaml=iso, orders_csv=orders), tmp_path / "out", say)
+
+
 def test_csv_category_in_one_column(tmp_path: Path) -> None:
     mapping = MAPPING.replace("category: [aisle, shelf]", "category: path")
     products = "sku,name,path,price\n1,Tea,Drinks > Black Tea,2.5\n2,Milk,Dairy,\n"
@@ -76,6 +102,11 @@ def test_csv_faults_name_file_column_and_row_and_nothing_is_written(tmp_path: Pa
     [
         (MAPPING.replace("sku, title: name", "sku, title: label"), r"lacks the columns \['label'\]; it has"),
         (MAPPING.replace("price: price", "cost: price"), r"maps \['cost'\]; the format has"),
+        (
+            MAPPING.replace("title: name", "title: [name, sku]"),
+            r"items.columns maps title to \['name', 'sku'\]; expected one",
+        ),
+        (MAPPING.replace("locale:", "time_zone: Berlin\nlocale:"), "'Berlin' is no IANA time zone"),
         (MAPPING.replace("products.csv", "nowhere.csv"), "could not be read as CSV"),
         ("items: [", "FORMAT.md shows one"),
     ],

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 from agents.context import Context
 from eval.judge_evaluator import judge_evaluator
 from tests.scripted_server import MODEL, Reply, ScriptedServer
+from tools import llm
 from tools.errors import NoVerdictError
 
 pytest_plugins = ["pytester"]
@@ -33,6 +34,14 @@ def test_an_evaluation_has_grade_and_labels() -> None:
 @pytest.mark.usefixtures("environment")
 async def test_it_works_inside_an_event_loop() -> None:
     assert judge_evaluator(INPUTS, OUTPUTS)["results"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_it_leaves_no_connections_behind() -> None:
+    before = len(llm._clients)
+    for _ in range(3):
+        judge_evaluator(INPUTS, OUTPUTS)
+    assert len(llm._clients) == before
 
 
 @pytest.mark.usefixtures("environment")

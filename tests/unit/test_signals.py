@@ -5,6 +5,7 @@ from datetime import date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.conftest import AS_OF, write_small_dataset
@@ -76,6 +77,19 @@ def test_weather_is_said_only_where_there_is_a_place_and_a_source(small: Dataset
     (tmp_path / "bad.csv").write_text("place,when\n")
     with pytest.raises(DatasetError, match="expected CSV or Parquet with the columns region, date, text"):
         weather_provider(str(tmp_path / "bad.csv"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_region_that_is_a_number_is_text(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / f"weather.{kind}"
+    if kind == "csv":
+        source.write_text("region,date,text\n01,2017-11-17,frost\n10,2017-11-17,rain\n")
+    else:
+        pl.DataFrame({"region": [10], "date": [date(2017, 11, 17)], "text": ["rain"]}).write_parquet(source)
+    provider = weather_provider(str(source))
+    assert provider.weather("10", date(2017, 11, 17)) == "rain"
+    assert provider.weather("01", date(2017, 11, 17)) == ("frost" if kind == "csv" else None)
+    assert provider.weather("1", date(2017, 11, 17)) is None
 
 
 @pytest.fixture

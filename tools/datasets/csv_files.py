@@ -18,12 +18,15 @@ from tools.dataset import (
     USERS,
     DatasetInfo,
     Fault,
+    TimeZone,
     check_tables,
     write_dataset,
 )
 from tools.errors import DatasetError
 
 SHOWN_FAULTS = 20
+OFFSET = r"[T ]\d\d:?\d\d.*(Z|[+-]\d\d(:?\d\d)?)$"
+"""How an ISO 8601 time ends that has an offset from UTC."""
 
 
 class TableMapping(BaseModel):
@@ -35,7 +38,9 @@ class TableMapping(BaseModel):
     columns: dict[str, str | list[str]] = Field(description="our column: theirs; a list for the levels of a category")
     separator: str = ","
     category_separator: str = Field(">", description="between the levels, where the category is one column")
-    timestamp_format: str | None = Field(None, description="strptime format; without one ISO 8601 is read")
+    timestamp_format: str | None = Field(
+        None, description="strptime format; without one ISO 8601 is read; what has an offset is converted to time_zone"
+    )
     action: str = Field("purchase", description="of all events, where no column says it")
     actions: dict[str, str] = Field(default_factory=dict, description="their word for an action: ours")
 
@@ -47,7 +52,7 @@ class CsvMapping(BaseModel):
 
     name: str
     locale: str = "en_US"
-    time_zone: str = "UTC"
+    time_zone: TimeZone = "UTC"
     region: str | None = None
     source: str
     licence: str
@@ -57,11 +62,16 @@ class CsvMapping(BaseModel):
     signals: TableMapping | None = None
 
     @model_validator(mode="after")
-    def _columns_exist(self) -> CsvMapping:
+    def _columns_fit(self) -> CsvMapping:
         for name, schema in (("items", ITEMS), ("events", EVENTS), ("users", USERS), ("signals", SIGNALS)):
             table: TableMapping | None = getattr(self, name)
             if table and (unknown := sorted(table.columns.keys() - schema.keys())):
                 raise ValueError(f"{name}.columns maps {unknown}; the format has {sorted(schema)}")
+            for column, theirs in table.columns.items() if table else ():
+                if isinstance(theirs, list) and not isinstance(schema[column], pl.List):
+                    raise ValueError(  # noqa: TRY004 (pydantic reports it)
+                        f"{name}.columns maps {column} to {theirs}; expected one column, for it is no list"
+                    )
         return self
 
 
@@ -79,7 +89,7 @@ def build(mapping_file: Path, directory: Path, progress: Callable[[str], None]) 
         table: TableMapping | None = getattr(mapping, name)
         if table:
             progress(f"reading {table.file}")
-            tables[name], found = _read(mapping_file.parent, name, table)
+            tables[name], found = _read(mapping_file.parent, name, table, mapping.time_zone)
             faults += found
     if "users" not in tables:
         ids = tables["events"]["user_id"].drop_nulls().unique().sort()
@@ -109,7 +119,7 @@ def _read_mapping(path: Path) -> CsvMapping:
         raise DatasetError(f"mapping file {path}: {error}; tools/datasets/FORMAT.md shows one") from error
 
 
-def _read(base: Path, name: str, mapping: TableMapping) -> tuple[pl.DataFrame, list[Fault]]:
+def _read(base: Path, name: str, mapping: TableMapping, time_zone: str) -> tuple[pl.DataFrame, list[Fault]]:
     """One file as our table; a value that does not parse is a fault and becomes null."""
     path = base / mapping.file
     try:
@@ -126,8 +136,11 @@ def _read(base: Path, name: str, mapping: TableMapping) -> tuple[pl.DataFrame, l
         if theirs is None:
             columns[column] = pl.repeat(None, raw.height, dtype=dtype, eager=True)
             continue
-        parsed = raw.select(_parse(theirs, dtype, mapping).alias(column))[column]
         source = raw[theirs] if isinstance(theirs, str) else raw[theirs[-1]]
+        if dtype == pl.Datetime("us"):
+            parsed = _times(source.str.strip_chars(), mapping.timestamp_format, time_zone).alias(column)
+        else:
+            parsed = raw.select(_parse(theirs, dtype, mapping).alias(column))[column]
         bad = raw.select(row=pl.int_range(pl.len())).filter(parsed.is_null() & source.is_not_null())["row"]
         faults += [Fault(path.name, column, row, f"found {source[row]!r}, expected {_words(dtype)}") for row in bad]
         columns[column] = parsed
@@ -148,10 +161,23 @@ def _parse(theirs: str | list[str], dtype: object, mapping: TableMapping) -> pl.
         return column.str.split(mapping.category_separator).list.eval(pl.element().str.strip_chars())
     if dtype == pl.Float64:
         return column.str.strip_chars().cast(pl.Float64, strict=False)
-    if dtype == pl.Datetime("us"):
-        text = column.str.strip_chars()
-        return text.str.to_datetime(mapping.timestamp_format, time_unit="us", strict=False, ambiguous="earliest")
     return column
+
+
+def _times(text: pl.Series, timestamp_format: str | None, time_zone: str) -> pl.Series:
+    """Times in `time_zone`: what has an offset is converted to it, what has none is taken as of it."""
+
+    def parsed(part: pl.Series) -> pl.Series:
+        times = part.str.to_datetime(timestamp_format, time_unit="us", strict=False, ambiguous="earliest")
+        zoned = isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone
+        return times.dt.convert_time_zone(time_zone).dt.replace_time_zone(None) if zoned else times
+
+    if timestamp_format:
+        return parsed(text)
+    # Without a format the first value decides of a whole column whether times have an offset.
+    has_offset = text.str.contains(OFFSET).fill_null(False)
+    nothing = pl.Series([None], dtype=pl.String)
+    return parsed(text.zip_with(~has_offset, nothing)).fill_null(parsed(text.zip_with(has_offset, nothing)))
 
 
 def _words(dtype: object) -> str:

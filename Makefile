@@ -4,7 +4,8 @@
 # make studio      the five graphs in LangGraph's local development server
 # make serve       the model server alone
 # make hooks       pre-commit hooks
-# make clean       remove what these make, but no data set or run of your own
+# make lint unit   parts of the tests; make data model: what they need
+# make clean       remove what these make (all of models/, too), but no data set or run of your own
 
 PYTHON ?= python3
 VENV := .venv

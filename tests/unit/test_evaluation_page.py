@@ -59,7 +59,7 @@ def test_the_table_of_the_readme_is_made_from_the_figures(tmp_path: Path) -> Non
     metrics, readme = tmp_path / "metrics.json", tmp_path / "README.md"
     write_metrics(metrics, VALUES)
     readme.write_text(
-        "# A\n\n<!-- made by `recgpt eval table --into README.md` -->\nstale\n<!-- end of table -->\nmore\n"
+        "# A\n\n<!-- made by `recgpt eval table --into eval/README.md` -->\nstale\n<!-- end of table -->\nmore\n"
     )
     arguments = ["eval", "table", str(metrics), "--into", str(readme)]
     assert CliRunner().invoke(app, arguments).exit_code == 0

@@ -57,14 +57,17 @@ def agreement_figures(judged: Sequence[Judged], scale: Sequence[str]) -> dict[st
     found, true, households = _places(judged, scale)
     figures = {}
     for name, statistic in _statistics(scale).items():
-        if not name.startswith("f1_") or _place_of(name, scale) in {*found, *true}:
+        value = statistic(found, true)
+        if not (name.startswith("f1_") and np.isnan(value)):
             drawn = [statistic(found[rows], true[rows]) for rows in _draws(households)]
-            figures[name] = _interval(statistic(found, true), drawn, len(found))
+            figures[name] = _interval(value, drawn, len(found))
     return figures
 
 
 def gains(own: Sequence[Judged], other: Sequence[Judged], scale: Sequence[str]) -> dict[str, Estimate]:
     """What one judge has more than another one on the same texts, in the figures of `agreement_figures`.
+
+    The F1 of a value is left out where one of them has none.
 
     Args:
         own: of each text.
@@ -77,10 +80,12 @@ def gains(own: Sequence[Judged], other: Sequence[Judged], scale: Sequence[str]) 
     beside, _, _ = _places(other, scale)
     figures = {}
     for name, statistic in _statistics(scale).items():
-        drawn = [
-            statistic(found[rows], true[rows]) - statistic(beside[rows], true[rows]) for rows in _draws(households)
-        ]
-        figures[name] = _interval(statistic(found, true) - statistic(beside, true), drawn, len(found))
+        value = statistic(found, true) - statistic(beside, true)
+        if not (name.startswith("f1_") and np.isnan(value)):
+            drawn = [
+                statistic(found[rows], true[rows]) - statistic(beside[rows], true[rows]) for rows in _draws(households)
+            ]
+            figures[name] = _interval(value, drawn, len(found))
     return figures
 
 
@@ -91,10 +96,6 @@ def _statistics(scale: Sequence[str]) -> dict[str, Statistic]:
         "alpha": lambda found, true: alpha([found.tolist(), true.tolist()]),
         **{f"f1_{scale[place].lower()}": partial(_f1, place) for place in (0, len(scale) - 1)},
     }
-
-
-def _place_of(name: str, scale: Sequence[str]) -> int:
-    return [value.lower() for value in scale].index(name.removeprefix("f1_"))
 
 
 def _places(judged: Sequence[Judged], scale: Sequence[str]) -> tuple[Places, Places, NDArray[np.str_]]:
@@ -229,7 +230,7 @@ def _kappa(values: int, found: Places, true: Places) -> float:
 
 
 def _f1(place: int, found: Places, true: Places) -> float:
-    """F1 of one value; 0 where neither side has it."""
+    """F1 of one value; NaN where neither side has it."""
     both = int(((found == place) & (true == place)).sum())
     either = int((found == place).sum() + (true == place).sum())
-    return 2 * both / either if either else 0.0
+    return 2 * both / either if either else float("nan")

@@ -8,16 +8,18 @@ by their order.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from agents.schemas import Fact, JudgeTask
 from eval.judged import JudgedText
+from eval.lines import read_json_lines
 from prompts.rubric import Label
 from tools.errors import DatasetError
 
@@ -47,19 +49,12 @@ def read_ratings(path: Path, known: Collection[str]) -> list[Rating]:
         known: ids of the texts.
 
     Raises:
-        DatasetError: no such file, a line that is no rating, or ratings of texts that are not known.
+        DatasetError: no such file, or ratings of texts that are not known.
+        OutputError: a line that is no rating.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DatasetError(f"{path} can't be read ({error}); write it with `recgpt judge label`") from error
-    ratings: dict[tuple[str, str, str], Rating] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            rating = Rating.model_validate_json(line)
-        except ValidationError as error:
-            raise DatasetError(f"{path}, line {number}: no rating: {error}") from error
-        ratings[rating.text_id, rating.dimension, rating.annotator] = rating
+    if not path.is_file():
+        raise DatasetError(f"there is no file {path}; write it with `recgpt judge label`")
+    ratings = {(one.text_id, one.dimension, one.annotator): one for one in read_json_lines(path, Rating)}
     if unknown := sorted({rating.text_id for rating in ratings.values()} - set(known)):
         raise DatasetError(
             f"{path} rates {len(unknown)} texts that are not among the texts, such as {unknown[0]}: give the file of "
@@ -88,14 +83,18 @@ def import_ab_redial(directory: Path) -> tuple[list[JudgedText], list[Rating]]:
     """AB-ReDial: exchanges of recommendation dialogues, rated by relevance (0-4) and interestingness (1-3).
 
     Raises:
-        DatasetError: there is no `annotated_turns.csv`, or it has other columns.
+        DatasetError: there is no `annotated_turns.csv`, it lacks columns, or a value is no number.
     """
-    table = _read_csv(directory / "annotated_turns.csv")
+    path = directory / "annotated_turns.csv"
+    rated = {"relevance": "Relevance", "interestingness": "Attractiveness"}
+    utterances = [f"utterance{number}" for number in range(4 * len(EXCHANGES))]
+    values = [f"{column}{exchange}" for column in rated for exchange in EXCHANGES]
+    table = _read_csv(path, ["ConvId", *utterances, *values])
     texts: dict[str, JudgedText] = {}
     ratings: list[Rating] = []
     rows: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for row in table.iter_rows(named=True):
-        said = [_utterance(row[f"utterance{number}"]) for number in range(4 * len(EXCHANGES))]
+    for number, row in enumerate(table.iter_rows(named=True), 1):
+        said = [_utterance(row[column]) for column in utterances]
         digest = hashlib.sha256(str(said).encode()).hexdigest()[:8]  # an id may stand for several dialogues
         key = (row["ConvId"], digest)
         rows[key] += 1
@@ -106,12 +105,10 @@ def import_ab_redial(directory: Path) -> tuple[list[JudgedText], list[Rating]]:
             facts = [Fact(name="history", text=f"{speaker.lower()}: {text}") for speaker, text in before if text]
             text_id = f"ab-redial/{row['ConvId']}/{digest}/{exchange}"
             texts[text_id] = _text(text_id, "ab-redial", subject, facts)
-            for column, dimension in (("relevance", "Relevance"), ("interestingness", "Attractiveness")):
-                if (value := row[f"{column}{exchange}"]) not in (None, ""):
+            for column, dimension in rated.items():
+                if (value := _value(row, f"{column}{exchange}", path, number)) is not None:
                     annotator = str(rows[key])
-                    ratings.append(
-                        Rating(text_id=text_id, dimension=dimension, annotator=annotator, value=float(value))
-                    )
+                    ratings.append(Rating(text_id=text_id, dimension=dimension, annotator=annotator, value=value))
     return list(texts.values()), ratings
 
 
@@ -121,7 +118,7 @@ def import_few_shot_explanations(directory: Path) -> tuple[list[JudgedText], lis
     `generality_factuality` is Factuality, `grammar` Clarity, `new_info` Informativeness, `supports_label` Relevance.
 
     Raises:
-        DatasetError: there is no CSV file, or one has other columns.
+        DatasetError: there is no CSV file, one lacks columns, or a value is no number.
     """
     paths = sorted(directory.glob("*.csv"))
     if not paths:
@@ -132,11 +129,13 @@ def import_few_shot_explanations(directory: Path) -> tuple[list[JudgedText], lis
         "new_info": "Informativeness",
         "supports_label": "Relevance",
     }
+    needed = ("Input.id", "Input.gold_label", "Input.explanation")
     texts: dict[str, JudgedText] = {}
     ratings: list[Rating] = []
     for path in paths:
         rows: defaultdict[str, int] = defaultdict(int)
-        for row in _read_csv(path).iter_rows(named=True):
+        table = _read_csv(path, [*needed, *(f"Answer.{column}" for column in columns)])
+        for number, row in enumerate(table.iter_rows(named=True), 1):
             text_id = f"{path.stem}/{row['Input.id']}"
             rows[text_id] += 1
             asked = [row.get(name) for name in ("Input.question", "Input.premise")]
@@ -145,12 +144,10 @@ def import_few_shot_explanations(directory: Path) -> tuple[list[JudgedText], lis
             facts = [Fact(name="item", text=text) for text in told if text]
             texts[text_id] = _text(text_id, path.stem, row["Input.explanation"], facts)
             for column, dimension in columns.items():
-                value = row[f"Answer.{column}"]
-                if value not in (None, "") and float(value) != UNANSWERED:
+                value = _value(row, f"Answer.{column}", path, number)
+                if value is not None and value != UNANSWERED:
                     annotator = str(rows[text_id])
-                    ratings.append(
-                        Rating(text_id=text_id, dimension=dimension, annotator=annotator, value=float(value))
-                    )
+                    ratings.append(Rating(text_id=text_id, dimension=dimension, annotator=annotator, value=value))
     return list(texts.values()), ratings
 
 
@@ -170,8 +167,29 @@ def _utterance(cell: str | None) -> tuple[str, str]:
     return speaker, text.strip()
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
+def _value(row: Mapping[str, str | None], column: str, path: Path, number: int) -> float | None:
+    """What a rater gave in a row of a file; None where the cell is empty."""
+    if not (cell := row[column]):
+        return None
     try:
-        return pl.read_csv(path, infer_schema=False)
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DatasetError(
+            f"{path}, row {number} below the head: expected a number as {column}, found {cell!r}; mend or empty it"
+        )
+    return value
+
+
+def _read_csv(path: Path, needed: Sequence[str]) -> pl.DataFrame:
+    try:
+        table = pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetError(f"{path} can't be read as a CSV file: {error}") from error
+    if missing := [column for column in needed if column not in table.columns]:
+        raise DatasetError(
+            f"{path} lacks {', '.join(missing)}; found the columns {', '.join(table.columns)}. Give the directory of "
+            "the files as they were published"
+        )
+    return table

@@ -135,13 +135,18 @@ def injected(texts: Sequence[JudgedText], count: int, seed: int) -> list[JudgedT
     return made
 
 
-def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> dict[str, Estimate]:
+def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun], threshold: float) -> dict[str, Estimate]:
     """Of one judge's model: `<kind>.<judge>.<figure>`, and of evaluators `<kind>.<dimension>.<figure>`.
 
     Figures of grades are those of `agreement_figures`, `valid` (share of texts with a verdict; one without is wrong),
     `calls`, `prompt_tokens`, and `order_swap` (share with the same grade when labels and facts come in the opposite
     order). `without_checks` is a third judge: the agents' labels without what code found. `<kind>.gain` is what the
     agents have more than the one-shot judge.
+
+    Args:
+        texts: those with a grade count.
+        runs: of these texts, or of more.
+        threshold: the setting `judge_threshold` of the runs.
     """
     by_id = {text.id: text for text in texts if text.grade}
     found_by = {run.key: run for run in runs}
@@ -165,7 +170,7 @@ def grade_figures(texts: Sequence[JudgedText], runs: Sequence[JudgeRun]) -> dict
                 found["order_swap"] = estimate(same)
             figures |= {f"{kind}.{judge}.{name}": value for name, value in found.items()}
             if judge == "agents":
-                alone = [_judged(by_id[run.text_id], _without_checks(run.verdict)) for run in told]
+                alone = [_judged(by_id[run.text_id], _without_checks(run.verdict, threshold)) for run in told]
                 figures |= {
                     f"{kind}.without_checks.{name}": value for name, value in agreement_figures(alone, GRADES).items()
                 }
@@ -180,9 +185,9 @@ def _judged(text: JudgedText, grade: str | None) -> Judged:
     return Judged(grade, text.grade or "", text.task.user_id)
 
 
-def _without_checks(verdict: Verdict | None) -> Grade | None:
+def _without_checks(verdict: Verdict | None, threshold: float) -> Grade | None:
     labels = [label for label in verdict.labels if not label.by_code] if verdict else []
-    return grade_labels(labels, Context.model_fields["judge_threshold"].default) if labels else None
+    return grade_labels(labels, threshold) if labels else None
 
 
 def _dimension_figures(kind: Subject, judged: Sequence[tuple[JudgedText, JudgeRun]]) -> Iterator[tuple[str, Estimate]]:

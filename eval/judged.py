@@ -6,9 +6,10 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from agents.schemas import Grade, JudgeTask
+from eval.lines import read_json_lines
 from prompts.rubric import Label
 from tools.errors import DatasetError
 
@@ -45,16 +46,9 @@ def read_judged(path: Path, split: Split | None = None) -> list[JudgedText]:
     """Read a file of judged texts, JSON lines.
 
     Raises:
-        DatasetError: there is no such file, or a line of it is not valid.
+        DatasetError: there is no such file.
+        OutputError: a line of it is no judged text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DatasetError(f"{path} can't be read ({error}); make it with `recgpt judge data`") from error
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(JudgedText.model_validate_json(line))
-        except ValidationError as error:
-            raise DatasetError(f"{path}, line {number}: no judged text: {error}") from error
-    return [text for text in texts if split in (None, text.split)]
+    if not path.is_file():
+        raise DatasetError(f"there is no file {path}; make it with `recgpt judge data`")
+    return [text for text in read_json_lines(path, JudgedText) if split in (None, text.split)]

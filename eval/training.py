@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from langchain_core.messages import BaseMessage
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from agents.calls import gather_all
 from agents.judging import reward_messages, tag_judge_tasks
 from agents.schemas import Household
+from eval.lines import read_json_lines
 from eval.metrics import Estimate, estimate, hit_rate_at_k, relative
 from eval.offline import known, read_metrics
 from eval.page import BLUE, GREEN, Table, draw_bars, list_of, svg_of, write_page
@@ -163,14 +164,7 @@ def read_scores(path: Path, reward: str) -> dict[Key, list[float]]:
     Raises:
         OutputError: it has other lines.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        found = [TagScores.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise OutputError(
-            f"{path} has other lines than scores of tags: {error}; remove it, it is made again"
-        ) from error
-    return {line.key: line.scores for line in found if line.reward == reward}
+    return {line.key: line.scores for line in read_json_lines(path, TagScores) if line.reward == reward}
 
 
 def training_figures(

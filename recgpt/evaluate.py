@@ -61,7 +61,7 @@ SHIPPED_ANSWERS = Path(__file__).parent.parent / "eval" / "answers.jsonl.xz"
 
 DatasetOption = Annotated[Path | None, typer.Option("--dataset", help="data set directory")]
 Model = Annotated[str | None, typer.Option(help="model name at the server")]
-BaseUrl = Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")]
+BaseUrl = Annotated[str | None, typer.Option(help="model server", show_default="one is started if none runs")]
 Profile = Annotated[str, typer.Option(help="how to start a server: cpu, cpu-compiled or fp8")]
 Concurrency = Annotated[int, typer.Option(min=1, help="households at a time")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as shelf=0")]
@@ -70,7 +70,7 @@ Users = Annotated[int, typer.Option(min=1, help="the first so many evaluation ho
 WeekUsers = Annotated[int, typer.Option(min=0, help="households that V1 and V2 are asked about in each week")]
 Everyone = Annotated[bool, typer.Option("--all", help="every household")]
 OFFLINE = Path("runs/eval/offline")
-TABLE_BEGIN, TABLE_END = "<!-- made by `recgpt eval table --into README.md` -->", "<!-- end of table -->"
+TABLE_BEGIN, TABLE_END = "<!-- made by `recgpt eval table --into eval/README.md` -->", "<!-- end of table -->"
 
 
 def arm(

@@ -20,6 +20,7 @@ from eval.explanations import (
     shared_items,
     write_explanations_page,
 )
+from eval.lines import read_json_lines
 from eval.offline import write_metrics
 from eval.splits import evaluation_cases
 from recgpt.console import complain, reporting, say
@@ -104,5 +105,4 @@ def explanations(
 
 def read_runs(path: Path) -> list[ExplanationRun]:
     """Explanations that are written so far."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [ExplanationRun.model_validate_json(line) for line in lines]
+    return read_json_lines(path, ExplanationRun)

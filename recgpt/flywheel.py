@@ -14,6 +14,7 @@ from eval.judged import JudgedText, read_judged
 from eval.tags import read_runs
 from recgpt.console import reporting, say
 from recgpt.judge import TEXTS
+from recgpt.output import write_whole
 from recgpt.recommend import resolve_context
 from recgpt.steps import RunStep, steps_in
 from tools.dataset import open_dataset
@@ -75,7 +76,7 @@ def flywheel(
         JUDGE_MODEL
     ),
     texts: Annotated[
-        list[Path] | None, typer.Option(help=f"judged texts that each reward model learns from [default: {TEXTS}]")
+        list[Path] | None, typer.Option(help="judged texts that each reward model learns from", show_default=str(TEXTS))
     ] = None,
     users: Annotated[int, typer.Option(min=1, help="households that validate")] = 100,
     households: Annotated[
@@ -155,7 +156,7 @@ def _turn(
     if not candidates.is_file():
         sampled = read_judged(samples / TEXTS.name)
         new = new_candidates(sampled, [*constructed, *(text for path in kept for text in read_judged(path))])
-        _write_whole(candidates, "".join(f"{text.model_dump_json()}\n" for text in new))
+        write_whole(candidates, (f"{text.model_dump_json()}\n" for text in new))
         say(f"{candidates}: {len(new):,} of {len(sampled):,} samples are new candidates")
     reward = here / "reward"
     learnt = [*wheel.texts, *kept, candidates]
@@ -186,7 +187,7 @@ def _turn(
             open_dataset(context.dataset),
             open_embedder(context.embedding_model),
         )
-    _write_whole(wheel.figures(number), figures.model_dump_json(indent=2) + "\n")
+    write_whole(wheel.figures(number), [figures.model_dump_json(indent=2), "\n"])
     return figures
 
 
@@ -224,11 +225,4 @@ def _write(wheel: Wheel, settings: dict[str, object], rounds: Sequence[Round], e
     """All rounds so far as `flywheel.json`."""
     best = wheel.policy(best_round(rounds))
     state = Flywheel(best=best, ended=ended, settings=settings, rounds=list(rounds))
-    _write_whole(wheel.out / "flywheel.json", state.model_dump_json(indent=2) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is there only when it is whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    write_whole(wheel.out / "flywheel.json", [state.model_dump_json(indent=2), "\n"])

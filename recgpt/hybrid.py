@@ -83,7 +83,7 @@ def hybrid(
     out: Out = OUT,
     users: Users = 500,
     arm: Annotated[
-        list[str] | None, typer.Option(help=f"a way to show a history: {', '.join(ARMS)} [default: all]")
+        list[str] | None, typer.Option(help=f"a way to show a history: {', '.join(ARMS)}", show_default="all")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="self-perception questions a task and held-out split")] = 100,
     agreements: Annotated[int, typer.Option(min=1, help="households whose answers are compared token by token")] = 12,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,13 +37,14 @@ from eval.judge import (
     write_judge_page,
 )
 from eval.judged import JudgedText, Split, read_judged
+from eval.lines import read_json_lines
 from eval.metrics import Estimate, estimate
 from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
 from prompts.template import load_prompt
 from recgpt.console import complain, console, reporting, say
 from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
-from recgpt.output import Write, counted_output, cut_to_whole_lines, open_output
+from recgpt.output import Write, counted_output, cut_to_whole_lines, open_output, write_whole
 from recgpt.recommend import resolve_context, resolve_judge, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
@@ -77,10 +79,9 @@ def data(
     whole = open_dataset(dataset)
     index = open_index(whole, open_embedder(embedding_model))
     texts = out / TEXTS.name
-    texts.unlink(missing_ok=True)
-    with reporting("judged texts") as step, open_output(texts) as write:
-        for text in make_judged(training_view(whole), index, split_counts(households), seed, step):
-            write(text)
+    with reporting("judged texts") as step:
+        lines = make_judged(training_view(whole), index, split_counts(households), seed, step)
+        write_whole(texts, (f"{line.model_dump_json()}\n" for line in lines))
     made = read_judged(texts)
     card = write_judge_examples(made, out, most, seed, sha256(texts))
     say(f"{texts}: {len(made):,} texts; {out / 'examples.parquet'}: {card['examples']}")
@@ -106,7 +107,8 @@ def sample(
     judging = resolve_judge(setting or [], dataset=dataset, base_url=base_url, model=judge)
     drafts, texts = out / "drafts.jsonl", out / TEXTS.name
     weights = {"policy": weights_name(policy.model), "judge": weights_name(judging.model)}
-    claim(out, {**weights, "prompts": judge_digest(judging), "samples": samples, "seed": seed})
+    settings = sorted(setting or [])
+    claim(out, {**weights, "prompts": judge_digest(judging), "settings": settings, "samples": samples, "seed": seed})
     whole = open_dataset(policy.dataset)
     with reporting("contexts") as step:
         step("opening the index")
@@ -114,23 +116,18 @@ def sample(
         draws = list(draws_of(Maker(training_view(whole), index, seed), split_counts(households)))
     for path in (drafts, texts):
         cut_to_whole_lines(path)
-    done = {one.context for one in _read_sampled(drafts)}
+    done = {one.context for one in read_json_lines(drafts, Sampled)}
     todo = [draw for draw in draws if draw.context not in done]
     if todo:
         with _writing(policy, profile, drafts, "candidates", len(draws), len(done)) as write:
             asyncio.run(sample_texts(policy, todo, samples, seed, concurrency, write))
-    sampled = _read_sampled(drafts)
+    sampled = read_json_lines(drafts, Sampled)
     graded = {text.id for text in read_judged(texts)} if texts.exists() else set()
     total = sum(len(one.tasks) for one in sampled)
     if len(graded) < total:
         with _writing(judging, profile, texts, "verdicts", total, len(graded)) as write:
             asyncio.run(grade_samples(judging, sampled, graded, concurrency, write))
     say(f"{texts}: {len(read_judged(texts)):,} graded candidates")
-
-
-def _read_sampled(path: Path) -> list[Sampled]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Sampled.model_validate_json(line) for line in lines]
 
 
 @contextmanager
@@ -157,11 +154,7 @@ def import_labels(
         raise SettingError(f"there is no source {source!r}; take one of {', '.join(IMPORTERS)}")
     texts, ratings = IMPORTERS[source](directory)
     for name, lines in (("texts", texts), ("labels", ratings)):
-        path = out / source / f"{name}.jsonl"
-        path.unlink(missing_ok=True)
-        with open_output(path) as write:
-            for line in lines:
-                write(line)
+        write_whole(out / source / f"{name}.jsonl", (f"{line.model_dump_json()}\n" for line in lines))
     say(f"{out / source}: {len(texts):,} texts, {len(ratings):,} ratings")
 
 
@@ -261,6 +254,7 @@ def evaluate(
     chosen = _chosen(read_judged(texts, own_split), count, seed)
     attacked = injected([text for text in chosen if text.task.kind == "explanations"], injections, seed)
     people = {directory.name: _of_people(directory, human_count, seed) for directory in human or []}
+    rewards = rewards_by_loss(reward or [])
     values: dict[str, Estimate] = {}
     curves: dict[str, list[tuple[float, float, int]]] = {}
     for name, model in {"tuned": tuned, "untuned": untuned}.items():
@@ -274,6 +268,7 @@ def evaluate(
                 "split": split,
                 "weights": weights_name(context.model),
                 "prompts": judge_digest(context),
+                "settings": sorted(setting or []),
             },
         )
         todo: list[tuple[JudgedText, Judge, bool]] = [(text, judge, False) for judge in JUDGES for text in chosen]
@@ -282,21 +277,23 @@ def evaluate(
         todo += [(text, "agents", False) for told, _ in people.values() for text in told]
         todo = list({(text.id, judge, reverse): (text, judge, reverse) for text, judge, reverse in todo}.values())
         _judge_missing(context, todo, out / name / "runs.jsonl", concurrency, profile, f"{name} judge")
-        runs = read_runs_of_judge(out / name / "runs.jsonl")
-        for key, value in grade_figures(chosen, runs).items():
+        runs = read_json_lines(out / name / "runs.jsonl", JudgeRun)
+        for key, value in grade_figures(chosen, runs, context.judge_threshold).items():
             values[f"judge.{_with_model(key, name)}"] = value
         for directory, (_, ratings) in people.items():
             values |= {
                 f"people.{directory}.{name}.{key}": value for key, value in people_figures(ratings, runs).items()
             }
         if name == "tuned":
-            values |= {f"injection.{key}": value for key, value in injection_figures(runs).items()}
+            # The file may hold runs of earlier calls too, with other injections.
+            tried = {text.id for text in (*chosen, *attacked)}
+            own = [run for run in runs if run.text_id in tried]
+            values |= {f"injection.{key}": value for key, value in injection_figures(own).items()}
         curves[name] = reliability(chosen, runs)
     shares = {}
-    for adapter in reward or []:
+    for loss, adapter in rewards.items():
         with reporting(f"reward model {adapter}") as step:
-            loss, own = reward_shares(adapter, read_judged(texts, own_split), own_split, step)
-        shares[loss] = own
+            shares[loss] = reward_shares(adapter, read_judged(texts, own_split), own_split, step)
     values |= reward_figures(shares)
     write_metrics(out / "metrics.json", values)
     write_judge_page(out / "report.html", values, curves)
@@ -339,40 +336,80 @@ def _with_model(key: str, name: str) -> str:
     return f"{kind}.{judge}.{name}.{figure}"
 
 
+def rewards_by_loss(adapters: Sequence[Path]) -> dict[str, Path]:
+    """Trained reward models by their loss, which their figures are called by.
+
+    Raises:
+        SettingError: one is no trained reward model, or two have one loss.
+    """
+    found: dict[str, Path] = {}
+    for adapter in adapters:
+        loss, _ = _loss_and_length(adapter)
+        if loss in found:
+            raise SettingError(
+                f"--reward {found[loss]} and --reward {adapter} both have the loss {loss}: expected one of each loss; "
+                "leave one out, and measure it with another --out"
+            )
+        found[loss] = adapter
+    return found
+
+
+def _loss_and_length(adapter: Path) -> tuple[str, int]:
+    """Of a reward model's training, by its card: the loss, and the most tokens of a context."""
+    try:
+        recipe = json.loads((adapter / "card.json").read_text(encoding="utf-8"))["recipe"]
+        return recipe["loss"], recipe["max_length"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingError(
+            f"--reward {adapter}: expected the card.json of a reward model, found {error!r}; give the directory "
+            "`adapter` that `recgpt train reward` wrote"
+        ) from error
+
+
 def reward_shares(
     adapter: Path, texts: Sequence[JudgedText], split: Split, report: Callable[[str], None]
-) -> tuple[str, dict[str, list[float]]]:
-    """A reward model's loss, and of each context of a split the share of pairs in the right order, by kind."""
+) -> dict[str, dict[str, float]]:
+    """By kind and context of a split the share of pairs that a reward model has in the right order."""
     model, tokenizer = open_reward(adapter, report)
-    recipe = json.loads((adapter / "card.json").read_text())["recipe"]
-    shares: dict[str, list[float]] = {}
+    _, longest = _loss_and_length(adapter)
+    shares: dict[str, dict[str, float]] = {}
     for kind in get_args(Subject):
-        own = [text for text in texts if text.task.kind == kind]
-        contexts, lost = read_contexts(own, split, tokenizer, recipe["max_length"])
-        if lost:
+        candidates: defaultdict[str, list[JudgedText]] = defaultdict(list)
+        for text in texts:
+            if text.task.kind == kind and text.grade:
+                candidates[text.context].append(text)
+        read = {name: read_contexts(own, split, tokenizer, longest) for name, own in candidates.items()}
+        if lost := sum(missing for _, missing in read.values()):
             complain(f"reward, {kind}", f"{lost} candidates of long contexts did not fit, and are not in its figures")
-        scores = score_contexts(model, contexts, report)
-        counted = [pair_accuracy(found, one.grades) for found, one in zip(scores, contexts, strict=True)]
-        shares[kind] = [right / pairs for right, pairs in counted]
-    return recipe["loss"], shares
+        contexts = {name: packed for name, (fitting, _) in read.items() for packed in fitting}
+        scores = score_contexts(model, list(contexts.values()), report)
+        counted = [pair_accuracy(found, one.grades) for found, one in zip(scores, contexts.values(), strict=True)]
+        shares[kind] = {name: right / pairs for name, (right, pairs) in zip(contexts, counted, strict=True)}
+    return shares
 
 
-def reward_figures(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Estimate]:
+def reward_figures(shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Estimate]:
     """`reward.<loss>.pair_accuracy`: of pairs of different grades the share in the right order, the mean over contexts.
 
     `reward.<loss>.<kind>.pair_accuracy` is of tags or explanations alone; `reward.listwise-pointwise.pair_accuracy` the
-    difference, context by context.
+    difference, context by context, of those that both have: what fits into a model differs.
 
     Args:
         shares: by loss, see `reward_shares`.
     """
-    every = {loss: [share for told in own.values() for share in told] for loss, own in shares.items()}
-    figures = {f"reward.{loss}.pair_accuracy": estimate(values) for loss, values in every.items()}
+    every = {
+        loss: {(kind, context): share for kind, told in own.items() for context, share in told.items()}
+        for loss, own in shares.items()
+    }
+    figures = {f"reward.{loss}.pair_accuracy": estimate(list(values.values())) for loss, values in every.items()}
     for loss, own in shares.items():
-        figures |= {f"reward.{loss}.{kind}.pair_accuracy": estimate(values) for kind, values in own.items()}
+        figures |= {
+            f"reward.{loss}.{kind}.pair_accuracy": estimate(list(values.values())) for kind, values in own.items()
+        }
     if {"listwise", "pointwise"} <= every.keys():
-        pairs = zip(every["listwise"], every["pointwise"], strict=True)
-        figures["reward.listwise-pointwise.pair_accuracy"] = estimate([own - other for own, other in pairs])
+        listwise, pointwise = every["listwise"], every["pointwise"]
+        gained = [share - pointwise[key] for key, share in listwise.items() if key in pointwise]
+        figures["reward.listwise-pointwise.pair_accuracy"] = estimate(gained)
     return figures
 
 
@@ -398,12 +435,6 @@ def _of_people(directory: Path, count: int, seed: int) -> tuple[list[JudgedText]
     return chosen, {name: {key: value for key, value in rated.items() if key in own} for name, rated in ratings.items()}
 
 
-def read_runs_of_judge(path: Path) -> list[JudgeRun]:
-    """What a judge made of its texts so far."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [JudgeRun.model_validate_json(line) for line in lines]
-
-
 def _judge_missing(
     context: Context,
     todo: Sequence[tuple[JudgedText, Judge, bool]],
@@ -414,7 +445,7 @@ def _judge_missing(
 ) -> None:
     """Judge what a file has not yet, a line each; a server is started where something is missing."""
     cut_to_whole_lines(out)
-    done = {run.key for run in read_runs_of_judge(out)}
+    done = {run.key for run in read_json_lines(out, JudgeRun)}
     missing = [(text, judge, reverse) for text, judge, reverse in todo if (text.id, judge, reverse) not in done]
     if not missing:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from agents.context import JUDGE_AGENTS
 from agents.schemas import Recommendation
 from recgpt.console import progress_bar
 from tools.errors import OutputError
@@ -74,6 +75,24 @@ def counted_output(path: Path, what: str, total: int, done: int) -> Iterator[Wri
         yield write
 
 
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a file that is there, or takes the place of one, only when it is whole.
+
+    Raises:
+        OutputError: it could not be written; what was there before is kept.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} can't be written ({error}); what was there before is kept. Make room, or give another --out"
+        ) from error
+
+
 def read_lines(path: Path) -> Iterator[Recommendation]:
     """The lines of an output file.
 
@@ -98,11 +117,12 @@ def cut_to_whole_lines(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def finished_users(path: Path | None, resume: bool, moment: datetime, models: Collection[str]) -> set[str]:
+def finished_users(path: Path | None, resume: bool, moment: datetime, models: Collection[str], judge: bool) -> set[str]:
     """Users that an output file has already; a last line that a crash cut in two is taken off.
 
     Raises:
-        OutputError: the file is there and was not to be continued, or is of another moment or model.
+        OutputError: the file is there and was not to be continued, is of another moment or model, or has verdicts where
+            this run has none, or none where it has. Of other settings its lines do not tell.
     """
     if path is None or not path.exists():
         return set()
@@ -120,6 +140,12 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, models: Co
             raise OutputError(
                 f"{path} has household {line.user_id} as of {line.as_of}, this run is as of {moment}; "
                 "give the same --as-of, or another name"
+            )
+        judged = bool(line.usage.by_agent.keys() & set(JUDGE_AGENTS)) or any(item.verdict for item in line.items)
+        if judged != judge and any(item.explanation for item in line.items):
+            found, wanted = ("with", "without") if judged else ("without", "with")
+            raise OutputError(
+                f"{path} was made {found} --judge, this run is {wanted} it; do as before, or give another name"
             )
         users.add(line.user_id)
     return users

@@ -38,20 +38,27 @@ JUDGE_BASE_URL = "http://127.0.0.1:8401/v1"
 
 
 def recommend(
-    dataset: Annotated[Path | None, typer.Option(help="data set directory [default: data/completejourney]")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="data set directory", show_default="data/completejourney")
+    ] = None,
     user: Annotated[list[str] | None, typer.Option(help="a user id; may be given several times")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="so many users, drawn by --seed")] = None,
     seed: Annotated[int, typer.Option(help="of the sample; for the model's sampling see --set seed=N")] = 0,
     as_of: Annotated[
-        datetime | None, typer.Option(formats=MOMENTS, help="moment of the request [default: after the last event]")
+        datetime | None,
+        typer.Option(formats=MOMENTS, help="moment of the request", show_default="after the last event"),
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="grade each explanation")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON lines [default: standard output, or beside --report]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON lines", show_default="standard output, or beside --report")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an --out that is there already")] = False,
     report: Annotated[Path | None, typer.Option(help="HTML page to write")] = None,
-    base_url: Annotated[str | None, typer.Option(help="model server [default: one is started if none runs]")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="model server", show_default="one is started if none runs")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="model name at the server")] = None,
-    profile: Annotated[str, typer.Option(help="how to start a server: cpu or fp8")] = "cpu",
+    profile: Annotated[str, typer.Option(help="how to start a server: cpu, cpu-compiled or fp8")] = "cpu",
     concurrency: Annotated[int, typer.Option(min=1, help="households at a time")] = 4,
     setting: Annotated[list[str] | None, typer.Option("--set", help="any other setting, such as personas=4")] = None,
 ) -> None:
@@ -60,13 +67,14 @@ def recommend(
     data = open_dataset(context.dataset)
     moment = as_of or data.last_event + timedelta(seconds=1)
     users, refused = choose_users(data, user or [], sample, seed, moment)
-    if report and out is None:  # beside a report that is written anew, the lines are too
+    anew = report is not None and out is None and not resume
+    if report and out is None:
         out = report.with_suffix(".jsonl")
-        if not resume:
-            out.unlink(missing_ok=True)
     if report and report == out:
-        raise SettingError(f"--report and --out are the same file, {out}")
-    done = finished_users(out, resume, moment, context.models())
+        raise SettingError(
+            f"--report and --out are the same file, {out}; give the page another name, such as page.html"
+        )
+    done = set() if anew else finished_users(out, resume, moment, context.models(), context.judge)
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
@@ -77,11 +85,13 @@ def recommend(
                 context = serve_judge(stack, context, profile)
             with reporting("opening the index") as report_step:
                 embed_catalog(data, open_embedder(context.embedding_model), report_step)
+            if out and anew:  # beside a report that is written anew, the lines are too
+                out.unlink(missing_ok=True)
             write = stack.enter_context(open_output(out))
             results, failed = asyncio.run(run_households(context, todo, moment, concurrency, write))
             refused += failed
     _summarise(results, out, len(done))
-    if report and out:
+    if report and out and (todo or done):  # else there is no line, or but those of an earlier run
         write_report(report, read_lines(out))
         console.print(f"report: {report}", soft_wrap=True)
     for message in refused:

@@ -92,6 +92,13 @@ def test_gains_are_of_the_same_texts() -> None:
     assert found["accuracy"].low <= 0.25 <= found["accuracy"].high
 
 
+def test_a_resample_without_a_value_says_nothing_of_its_f1() -> None:
+    found = agreement_figures(judged(("Bad", "Bad"), *[("Average", "Average")] * 4), GRADES)
+    assert (found["f1_bad"].low, found["f1_bad"].high) == (1.0, 1.0)
+    assert "f1_superior" not in found
+    assert "f1_superior" not in gains(judged(("Bad", "Bad")), judged(("Average", "Bad")), GRADES)
+
+
 def test_a_judge_like_the_mean_rater_beats_a_rater_and_a_random_one_does_not() -> None:
     ratings = {f"t{n}": [n % 5, (n + n % 2) % 5, n % 5] for n in range(40)}
     like = against_people(ratings, {text: sum(values) / 3 for text, values in ratings.items()})

@@ -9,7 +9,7 @@ from agents.schemas import Fact, JudgeTask
 from eval.human import Rating, by_text, import_ab_redial, import_few_shot_explanations, read_ratings
 from eval.judged import JudgedText
 from recgpt.cli import app
-from tools.errors import DatasetError
+from tools.errors import DatasetError, OutputError
 
 RATING = Rating(text_id="t1", dimension="Clarity", annotator="ann", value=1)
 
@@ -39,7 +39,7 @@ def test_ratings_of_unknown_texts_and_lines_that_are_none_are_named(tmp_path: Pa
     with pytest.raises(DatasetError, match="rates 1 texts that are not among the texts, such as t1"):
         read_ratings(path, ["t2"])
     path.write_text('{"text_id": "t1"}\n')
-    with pytest.raises(DatasetError, match="line 1: no rating"):
+    with pytest.raises(OutputError, match="line 1: expected a Rating"):
         read_ratings(path, ["t1"])
 
 
@@ -64,6 +64,24 @@ def test_exchanges_of_dialogues_become_texts_with_what_was_said_before(tmp_path:
         "system: word0", "user: word1", "system: word2", "user: word3", "user: word5", "user: word7",
     ]  # fmt: skip
     assert by_text(ratings)["Relevance"] == {one.id: [4.0, 4.0] if one in texts else [4.0] for one in found}
+
+
+def test_a_file_of_other_columns_is_told_from_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "annotated_turns.csv").write_text("ConvId,utterance0\n7,SYSTEM\thello\n")
+    with pytest.raises(DatasetError, match=r"lacks utterance1, .*; found the columns ConvId, utterance0"):
+        import_ab_redial(tmp_path)
+    with pytest.raises(DatasetError, match=r"lacks Input\.id, .*Answer\.supports_label; found the columns ConvId"):
+        import_few_shot_explanations(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["good", "nan"])
+def test_a_value_that_is_no_number_is_named_by_file_and_row(tmp_path: Path, value: str) -> None:
+    columns = ["ConvId", *(f"utterance{number}" for number in range(12))]
+    columns += [f"{name}{exchange}" for name in ("relevance", "interestingness") for exchange in (1, 2, 3)]
+    rows = [columns, [*columns[:13], *"123123"], [*columns[:13], "1", value, *"3123"]]
+    (tmp_path / "annotated_turns.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    with pytest.raises(DatasetError, match=f"annotated_turns.csv, row 2 .*number as relevance2, found '{value}'"):
+        import_ab_redial(tmp_path)
 
 
 def test_few_shot_explanations_leave_out_what_can_not_be_judged(tmp_path: Path) -> None:

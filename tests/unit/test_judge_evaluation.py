@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from eval.judge import INJECTED, JudgeRun, grade_figures, injected, injection_fi
 from eval.judged import JudgedText
 from prompts.rubric import Label
 from recgpt.cli import app
-from recgpt.judge import reward_figures
+from recgpt.judge import reward_figures, reward_shares, rewards_by_loss
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
-from tools.errors import RecGPTError
+from tools.errors import DatasetError, RecGPTError, SettingError
+from training.reward_model import Packed
 
 SUBJECTS: dict[str, tuple[Label, Grade]] = {
     "A gallon of milk for your week.": ("positive", "Superior"),
@@ -71,7 +73,7 @@ async def test_judges_that_are_right_agree(context: Context, server: ScriptedSer
     todo = [(text, judge, reverse) for text in texts() for judge in ("agents", "one_shot") for reverse in (False, True)]
     runs = await run(context, *todo)
     assert len(runs) == 12
-    figures = grade_figures(texts(), runs)
+    figures = grade_figures(texts(), runs, context.judge_threshold)
     for judge in ("agents", "one_shot"):
         for name in ("accuracy", "kappa", "f1_superior", "f1_bad", "order_swap", "valid"):
             assert figures[f"explanations.{judge}.{name}"].mean == pytest.approx(1.0), (judge, name)
@@ -86,7 +88,7 @@ async def test_a_judge_without_a_valid_answer_gives_no_grade_and_no_score(
     server.answer = lambda agent, body: Reply("nonsense") if agent == "evaluator" else right(agent, body)
     runs = await run(context, *[(text, "agents", False) for text in texts()])
     assert all(one.verdict is None and one.failures for one in runs)
-    figures = grade_figures(texts(), runs)
+    figures = grade_figures(texts(), runs, context.judge_threshold)
     assert figures["explanations.agents.valid"].mean == 0.0
     assert figures["explanations.agents.accuracy"].mean == 0.0  # it is wrong, and not left out
     assert "explanations.Clarity.accuracy" not in figures
@@ -142,9 +144,23 @@ async def test_what_code_found_is_left_out_of_the_model_alone_and_is_no_injectio
     grades = {one.text_id: one.verdict.grade for one in runs if one.verdict}
     assert grades == {good.id: "Superior", cut.id: "Bad", mended.id: "Superior"}
     assert injection_figures(runs)["tried"].mean == 0.0
-    figures = grade_figures([good, cut], runs)
+    figures = grade_figures([good, cut], runs, context.judge_threshold)
     assert figures["explanations.agents.accuracy"].mean == 1.0
     assert figures["explanations.without_checks.accuracy"].mean == 0.5
+
+
+async def test_the_model_alone_is_graded_by_the_threshold_of_its_run(context: Context, server: ScriptedServer) -> None:
+    server.answer = lambda agent, body: (
+        Reply(json.dumps({"evidence": "t1", "label": "positive" if "Clarity" in str(body["messages"]) else "neutral"}))
+        if agent == "evaluator"
+        else right(agent, body)
+    )
+    good = next(text for text in texts() if text.grade == "Superior")
+    lenient = context.model_copy(update={"judge_threshold": 0.1})
+    runs = await run(lenient, (good, "agents", False))
+    assert [one.verdict.grade for one in runs if one.verdict] == ["Superior"]
+    assert grade_figures([good], runs, 0.1)["explanations.without_checks.accuracy"].mean == 1.0
+    assert grade_figures([good], runs, 0.6)["explanations.without_checks.accuracy"].mean == 0.0
 
 
 def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
@@ -180,14 +196,82 @@ def test_the_command_goes_on_with_what_is_there_and_writes_figures_and_page(
     assert re.search(r"<svg", page) and "F1 of Superior" in page
     other = CliRunner().invoke(app, [*command, "--split", "validation"])
     assert "holds another run (split differ)" in other.output
+    other = CliRunner().invoke(app, [*command, "--set", "evaluator_temperature=1"])
+    assert "holds another run (settings differ)" in other.output
+    fewer = CliRunner().invoke(app, [*command, "--injections", "1"])
+    assert fewer.exit_code == 0, fewer.output
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["injection.tried"]["mean"] == 1.0  # the other one is of the call before
     assert "no split 'dev'" in CliRunner().invoke(app, [*command, "--split", "dev"]).output
 
 
 def test_reward_models_are_compared_context_by_context() -> None:
-    listwise = {"tags": [1.0, 0.5], "explanations": [1.0]}
-    pointwise = {"tags": [0.5, 0.5], "explanations": [0.0]}
+    listwise = {"tags": {"a": 1.0, "b": 0.5}, "explanations": {"a": 1.0}}
+    pointwise = {"tags": {"b": 0.5, "a": 0.5}, "explanations": {"a": 0.0}}
     figures = reward_figures({"pointwise": pointwise, "listwise": listwise})
     assert figures["reward.listwise.pair_accuracy"].mean == pytest.approx(5 / 6)
     assert figures["reward.pointwise.tags.pair_accuracy"].mean == 0.5
     assert figures["reward.listwise-pointwise.pair_accuracy"].mean == pytest.approx(0.5)
     assert "reward.listwise-pointwise.pair_accuracy" not in reward_figures({"listwise": listwise})
+    shorter = {"tags": {"b": 0.0}, "explanations": {"c": 0.0}}  # no other context has a pair that fits
+    figures = reward_figures({"listwise": listwise, "pointwise": shorter})["reward.listwise-pointwise.pair_accuracy"]
+    assert (figures.mean, figures.n) == (0.5, 1)
+
+
+def test_the_share_of_pairs_in_the_right_order_is_by_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = [text.model_copy(update={"context": "elsewhere"}) for text in texts()]
+
+    def packed(candidates: list[JudgedText], split: str, tokenizer: None, longest: int) -> tuple[list[Packed], int]:
+        fitting = [one for one in candidates if one.context != "elsewhere"][:2]
+        grades = [("Bad", "Average", "Superior").index(one.grade or "") for one in fitting]
+        return [Packed([], 0, [], grades)] if fitting else [], len(candidates) - len(fitting)
+
+    monkeypatch.setattr("recgpt.judge.open_reward", lambda adapter, report: (None, None))
+    monkeypatch.setattr("recgpt.judge.read_contexts", packed)
+    monkeypatch.setattr("recgpt.judge.score_contexts", lambda model, contexts, report: [[0.9, 0.1] for _ in contexts])
+    adapter = write_reward_card(tmp_path / "one", "listwise")
+    shares = reward_shares(adapter, [*elsewhere, *texts()], "test", lambda message: None)
+    assert shares == {"tags": {}, "explanations": {texts()[0].context: 1.0}}
+
+
+def write_reward_card(directory: Path, loss: str) -> Path:
+    directory.mkdir()
+    (directory / "card.json").write_text(json.dumps({"recipe": {"loss": loss, "max_length": 9}}))
+    return directory
+
+
+def test_two_reward_models_of_one_loss_are_refused(tmp_path: Path) -> None:
+    one, same = (write_reward_card(tmp_path / name, "listwise") for name in ("one", "same"))
+    other = write_reward_card(tmp_path / "other", "pointwise")
+    assert rewards_by_loss([one, other]) == {"listwise": one, "pointwise": other}
+    with pytest.raises(SettingError, match=r"one and --reward .*same both have the loss listwise"):
+        rewards_by_loss([one, same])
+    with pytest.raises(SettingError, match=r"expected the card\.json of a reward model"):
+        rewards_by_loss([tmp_path])
+
+
+def test_samples_are_gone_on_with_under_the_same_settings_alone(
+    context: Context, server: ScriptedServer, tmp_path: Path
+) -> None:
+    command = [
+        "judge", "sample", "--out", str(tmp_path / "samples"), "--households", "5", "--dataset", str(context.dataset),
+        "--model", MODEL, "--judge", MODEL, "--base-url", context.base_url,
+    ]  # fmt: skip
+    first = CliRunner().invoke(app, [*command, "--set", "personas=2"])
+    assert json.loads((tmp_path / "samples" / "run.json").read_text())["settings"] == ["personas=2"], first.output
+    other = CliRunner().invoke(app, [*command, "--set", "personas=3"])
+    assert "holds another run (settings differ)" in other.output
+
+
+def test_judged_texts_that_can_not_be_made_leave_the_earlier_ones(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object) -> Iterator[JudgedText]:
+        yield texts()[0]
+        raise DatasetError("there are only 3 households")
+
+    monkeypatch.setattr("recgpt.judge.make_judged", failing)
+    (tmp_path / "texts.jsonl").write_text("what took an hour\n")
+    result = CliRunner().invoke(app, ["judge", "data", "--dataset", str(context.dataset), "--out", str(tmp_path)])
+    assert "only 3 households" in result.output
+    assert (tmp_path / "texts.jsonl").read_text() == "what took an hour\n"

@@ -17,7 +17,7 @@ from eval.splits import TRAIN_END
 from prompts.rubric import load_rubrics
 from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
-from tools.errors import DatasetError
+from tools.errors import DatasetError, OutputError
 from tools.retrieval import CatalogIndex, open_index
 from training.data import training_view
 from training.judge import SOUND, write_judge_examples
@@ -137,7 +137,7 @@ def test_examples_answer_with_ids_of_their_prompt_and_leave_the_test_out(
 
 def test_a_line_that_is_no_judged_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"id": "x"}\n')
-    with pytest.raises(DatasetError, match="line 1: no judged text"):
+    with pytest.raises(OutputError, match="line 1: expected a JudgedText"):
         read_judged(tmp_path / "texts.jsonl")
     with pytest.raises(DatasetError, match="recgpt judge data"):
         read_judged(tmp_path / "none.jsonl")

@@ -133,6 +133,40 @@ def test_an_existing_file_is_never_overwritten_and_can_be_continued(
     assert "line 1 is no recommendation" in said
 
 
+def test_the_lines_beside_a_report_stay_until_others_can_be_made(
+    small_dir: Path, server: ScriptedServer, tmp_path: Path
+) -> None:
+    page, lines = tmp_path / "page.html", tmp_path / "page.jsonl"
+    arguments = ["--report", str(page), *AS_OF]
+    assert run(small_dir, server, "--user", "h1", *arguments)[0] == 0
+    before = lines.read_text()
+    nowhere = ["--base-url", "http://127.0.0.1:9/v1", "--user", "h2"]
+    assert run(small_dir, None, *nowhere, *arguments)[0] == 1
+    assert lines.read_text() == before
+    code, said, _ = run(small_dir, server, "--user", "h2", "--report", str(lines), *AS_OF)
+    assert code == 1 and "are the same file" in said
+    assert lines.read_text() == before
+    page.unlink()
+    code, said, _ = run(small_dir, server, "--user", "ghost", *arguments)
+    assert code == 1 and "user 'ghost' is not in" in said
+    assert lines.read_text() == before and not page.exists()  # no page of another call's lines
+    assert run(small_dir, server, "--user", "h2", *arguments)[0] == 0
+    assert [json.loads(line)["user_id"] for line in lines.read_text().splitlines()] == ["h2"]
+
+
+def test_lines_with_verdicts_and_without_are_not_mixed(small_dir: Path, server: ScriptedServer, tmp_path: Path) -> None:
+    arguments = ["--set", "judge_model=" + MODEL, "--set", "items=1", "--user", "h1", *AS_OF]
+    for made, other, message in (
+        ([], ["--judge"], "was made without --judge, this run is with it"),
+        (["--judge"], [], "was made with --judge, this run is without it"),
+    ):
+        out = ["--out", str(tmp_path / f"{len(made)}.jsonl")]
+        assert run(small_dir, server, *arguments, *out, *made)[0] == 0
+        assert run(small_dir, server, *arguments, *out, *made, "--resume")[0] == 0
+        code, said, _ = run(small_dir, server, *arguments, *out, *other, "--resume")
+        assert code == 1 and message in said
+
+
 def test_a_server_that_dies_in_the_middle_keeps_what_is_done(tmp_path: Path, server: ScriptedServer) -> None:
     directory = write_small_dataset(tmp_path / "two")
     out = tmp_path / "out.jsonl"

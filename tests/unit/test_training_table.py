@@ -114,7 +114,7 @@ def test_scores_are_those_of_the_same_weights(tmp_path: Path) -> None:
     path.write_text(json.dumps(line) + "\n" + json.dumps({**line, "reward": "before", "scores": [0.1]}) + "\n")
     assert read_scores(path, "now") == {("a", AS_OF, ("x",)): [0.5]}
     path.write_text("{}\n")
-    with pytest.raises(OutputError, match="has other lines than scores of tags"):
+    with pytest.raises(OutputError, match="line 1: expected a TagScores"):
         read_scores(path, "now")
 
 

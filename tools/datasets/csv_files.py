@@ -68,10 +68,8 @@ class CsvMapping(BaseModel):
             if table and (unknown := sorted(table.columns.keys() - schema.keys())):
                 raise ValueError(f"{name}.columns maps {unknown}; the format has {sorted(schema)}")
             for column, theirs in table.columns.items() if table else ():
-                if isinstance(theirs, list) and not isinstance(schema[column], pl.List):
-                    raise ValueError(  # noqa: TRY004 (pydantic reports it)
-                        f"{name}.columns maps {column} to {theirs}; expected one column, for it is no list"
-                    )
+                if not isinstance(theirs, str) and schema[column] != pl.List(pl.String):
+                    raise ValueError(f"{name}.columns maps {column} to {theirs}; expected one column, for it's no list")
         return self
 
 
@@ -166,18 +164,17 @@ def _parse(theirs: str | list[str], dtype: object, mapping: TableMapping) -> pl.
 
 def _times(text: pl.Series, timestamp_format: str | None, time_zone: str) -> pl.Series:
     """Times in `time_zone`: what has an offset is converted to it, what has none is taken as of it."""
-
-    def parsed(part: pl.Series) -> pl.Series:
-        times = part.str.to_datetime(timestamp_format, time_unit="us", strict=False, ambiguous="earliest")
+    if timestamp_format:
+        times = text.str.to_datetime(timestamp_format, time_unit="us", strict=False, ambiguous="earliest")
         zoned = isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone
         return times.dt.convert_time_zone(time_zone).dt.replace_time_zone(None) if zoned else times
-
-    if timestamp_format:
-        return parsed(text)
-    # Without a format the first value decides of a whole column whether times have an offset.
-    has_offset = text.str.contains(OFFSET).fill_null(False)
-    nothing = pl.Series([None], dtype=pl.String)
-    return parsed(text.zip_with(~has_offset, nothing)).fill_null(parsed(text.zip_with(has_offset, nothing)))
+    column = pl.col(text.name)
+    has_offset = column.str.contains(OFFSET)
+    # Each kind apart: without a format, one value decides how a whole column is read.
+    local = pl.when(~has_offset).then(column).str.to_datetime(time_unit="us", strict=False)
+    zoned_times = pl.when(has_offset).then(column).str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
+    converted = zoned_times.dt.convert_time_zone(time_zone).dt.replace_time_zone(None)
+    return text.to_frame().select(pl.coalesce(local, converted)).to_series()
 
 
 def _words(dtype: object) -> str:

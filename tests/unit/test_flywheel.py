@@ -272,7 +272,7 @@ def test_what_is_missing_is_said_before_the_first_step(here: Path, scripted: Scr
         (["--recipe", "tpu"], "there is no recipe 'tpu'; take one of cpu, gpu"),
         (["--profile", "tpu"], "there is no serving profile 'tpu'"),
         (["--adapter", "nowhere"], "'nowhere' is no adapter, which GRPO goes on from"),
-        (["--texts", "nowhere.jsonl"], "nowhere.jsonl can't be read"),
+        (["--texts", "nowhere.jsonl"], "there is no file nowhere.jsonl; make it with `recgpt judge data`"),
         (["--data", "nowhere"], "nowhere holds no training data"),
     ):
         assert said in turn(*options, code=1)

@@ -12,7 +12,7 @@ from recgpt.judge import TEXTS
 from recgpt.steps import steps_in
 from tools.dataset import open_dataset
 from tools.errors import SettingError
-from training.grpo import RECIPES
+from training.grpo_recipe import RECIPES
 from training.runs import claim
 
 EXPERTS = 1000

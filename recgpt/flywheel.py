@@ -23,7 +23,8 @@ from tools.errors import SettingError
 from tools.models import DEFAULT_MODEL, JUDGE_MODEL, adapter_of, sha256, weights_name
 from tools.serving import named_profile
 from training.flywheel import Flywheel, Round, best_round, judge_round, new_candidates, read_round, reason_to_end
-from training.grpo import RECIPES, read_rows
+from training.grpo_recipe import RECIPES
+from training.grpo_rows import read_rows
 from training.runs import claim
 
 

@@ -28,8 +28,9 @@ from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
 from training.curves import draw_curves
 from training.data import Settings, write_training_data
-from training.grpo import RECIPES as GRPO_RECIPES
-from training.grpo import Agent, GrpoRecipe, Shaping, train_policy
+from training.grpo import train_policy
+from training.grpo_recipe import RECIPES as GRPO_RECIPES
+from training.grpo_recipe import Agent, GrpoRecipe, Shaping
 from training.mixture import MIXTURE_FILE, load_mixture
 from training.perception import PERCEPTION_FILE
 from training.ranker import RankerRecipe, train_ranker

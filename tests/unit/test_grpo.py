@@ -31,20 +31,13 @@ from tests.unit.test_reward_training import RECIPE as REWARD_RECIPE
 from tests.unit.test_reward_training import texts as judged_texts
 from tools.errors import DatasetError, ModelFilesError, OutputError, ServerError, SettingError, TrainingError
 from tools.models import base_digest, sha256
-from training import grpo
+from training import grpo, grpo_rewards
 from training.curves import PANELS, curve, draw_curves, read_history
-from training.grpo import (
-    Agent,
-    ExpertRewards,
-    ExplainerRewards,
-    GrpoRecipe,
-    Row,
-    open_scorer,
-    policy_trainer,
-    read_rows,
-    score_shelves,
-    train_policy,
-)
+from training.grpo import train_policy
+from training.grpo_recipe import Agent, GrpoRecipe
+from training.grpo_rewards import ExpertRewards, ExplainerRewards, open_scorer, score_shelves
+from training.grpo_rows import Row, read_rows, read_vectors
+from training.grpo_trainer import policy_trainer
 from training.reward_model import train_reward
 from training.rewards import Parts, Thresholds
 from training.rollout import Grammars, generating, merged, server_rollout
@@ -191,7 +184,7 @@ def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
         return Parts(accuracy=sum(map(ord, text)) % 11 / 10, alignment=1, diversity=1, length=1)
 
     monkeypatch.setattr(ExpertRewards, "parts", parts)
-    monkeypatch.setattr(grpo, "_explanation", lambda answer: answer or None)
+    monkeypatch.setattr(grpo_rewards, "_explanation", lambda answer: answer or None)
     monkeypatch.setattr(grpo, "open_scorer", lambda *_: lambda tasks: [len(one.subject) % 17 / 17 for one in tasks])
     monkeypatch.setattr(Grammars, "processor", lambda *_: lambda ids, scores: scores)
 
@@ -232,7 +225,7 @@ def test_data_that_can_not_be_rewarded_is_refused(data: Path, tmp_path: Path) ->
         read_rows(old, "expert")
     (old / "tags.parquet").unlink()
     with pytest.raises(DatasetError, match="holds no vectors of tags"):
-        grpo.read_vectors(old)
+        read_vectors(old)
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------

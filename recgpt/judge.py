@@ -53,11 +53,11 @@ from tools.logs import logging_to
 from tools.models import BASE_MODEL, DEFAULT_MODEL, JUDGE_MODEL, sha256, weights_name
 from tools.retrieval import open_index
 from training.candidates import Sampled, draws_of, grade_samples, sample_texts
-from training.data import training_view
 from training.judge import write_judge_examples
 from training.judged import Maker, make_judged
 from training.reward_model import open_reward, pair_accuracy, read_contexts, score_contexts
 from training.runs import claim
+from training.view import training_view
 
 TEXTS = Path("runs/judge/texts.jsonl")
 LABELS = TEXTS.with_name("labels.jsonl")

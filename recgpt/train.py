@@ -27,7 +27,8 @@ from tools.towers import TOWERS
 from training.adaptor import AdaptorRecipe, train_adaptor
 from training.alignment import Alignment, align, alignment_cases, read_alignments
 from training.curves import draw_curves
-from training.data import Settings, write_training_data
+from training.data import write_training_data
+from training.examples import Settings
 from training.grpo import train_policy
 from training.grpo_recipe import RECIPES as GRPO_RECIPES
 from training.grpo_recipe import Agent, GrpoRecipe, Shaping

@@ -34,7 +34,8 @@ from prompts.template import Value
 from tools.dataset import BASKET, Dataset
 from tools.errors import DatasetError, RecGPTError
 from tools.models import weights_name
-from training.data import LEAST_LINES, training_view
+from training.examples import LEAST_LINES
+from training.view import training_view
 
 
 class Alignment(BaseModel):

@@ -37,7 +37,7 @@ from prompts.rubric import Label, Subject
 from tools.dataset import Dataset
 from tools.retrieval import CatalogIndex, leaf_paths
 from tools.shelf import tag_text
-from training.data import Builder, Settings
+from training.examples import Builder, Settings
 
 WORDINGS_FILE = Path(__file__).parent / "judged.yaml"
 THRESHOLD: float = Context.model_fields["judge_threshold"].default

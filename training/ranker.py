@@ -36,7 +36,7 @@ from tools.occasions import Occasions, open_occasions
 from tools.ranker import MEMBERS, Network, Ranker, UtilityChannel, read_leaf_table, save_ranker
 from tools.towers import WEIGHTS as TOWER_WEIGHTS
 from tools.towers import TowerIndex, open_towers, tower_scores
-from training.data import training_view
+from training.view import training_view
 
 SETTLING_DAYS = 40
 """From the first purchase on, until what is bought lately and what rises says something."""

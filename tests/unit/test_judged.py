@@ -19,10 +19,10 @@ from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, OutputError
 from tools.retrieval import CatalogIndex, open_index
-from training.data import training_view
 from training.judge import SOUND, write_judge_examples
 from training.judged import load_wordings, make_judged
 from training.sft import read_examples
+from training.view import training_view
 
 HOUSEHOLDS = {"train": 6, "validation": 2, "test": 3}
 

@@ -27,8 +27,8 @@ from tools.retrieval import best_sellers, popular_items, popular_leaves
 from tools.shelf import fill_shelves
 from tools.signals import read_signals
 from tools.towers import Towers, TowerShape, index_catalogue, tower_scores
-from training.data import training_view
 from training.ranker import RankerRecipe, cut_points
+from training.view import training_view
 
 HOUSEHOLDS = 120
 END = datetime(2018, 2, 1)

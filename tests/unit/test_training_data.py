@@ -13,10 +13,12 @@ from eval.splits import HELD_OUT_BASKETS, TRAIN_END
 from tools.dataset import Dataset
 from tools.datasets.completejourney import names
 from tools.shelf import tag_text
-from training.data import HORIZON, Settings, entities_of, training_view, write_training_data
+from training.data import entities_of, write_training_data
+from training.examples import HORIZON, Settings
 from training.explanations import load_phrases
 from training.mixture import load_mixture, load_neutral
 from training.needs import load_needs
+from training.view import training_view
 
 pytestmark = pytest.mark.timeout(400)
 """The examples of all tests are made in the first one's time, co-purchases of each week included."""

@@ -68,7 +68,7 @@ CPU = ServingProfile(
         # A seeded request whose prompt is chunked kills the engine ("CPU Generator does not use offset").
         "--no-enable-chunked-prefill",
         "--max-num-batched-tokens=8192",
-        # Prompts share their beginning, which is kept by whole blocks: with vLLM's 128 tokens most would be read again.
+        # Prompts share their beginning, which is kept by whole blocks: of vLLM's 128 tokens more would be read again.
         "--block-size=32",
     ),
     # vLLM keeps one core from the model by default, which on two cores is half of what there is.

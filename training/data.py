@@ -2,10 +2,8 @@
 
     recgpt train data --dataset data/completejourney --out runs/train/data --seed 7
 
-Each example is the prompt that the agent would get at run time, rendered by the same prompt file from the same
-readers of history and signals at a cut point in the past, and the answer that the purchases after the cut call for.
-Nothing from `TRAIN_END` on, and none of a household's last `HELD_OUT_BASKETS` baskets, is in the events that this
-module sees at all: `training_view` takes them out first.
+Of each agent as many examples (`training.examples`) as the mixture asks for, split by household. They are built from
+`training_view` alone, which has nothing from `TRAIN_END` on and none of a household's last `HELD_OUT_BASKETS` baskets.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from agents.schemas import Claim, Doubt, EvaluationTask, ExplanationTask, Fact, 
 from agents.wording import moment_text, own_text, profile_text, shelf_text
 from prompts.rubric import Rubric
 from prompts.template import load_prompt
-from tools.history import HistoryLine
+from tools.dataset import Dataset
+from tools.history import HistoryLine, number_lines, read_history
 from tools.retrieval import CatalogIndex
+from tools.signals import read_signals
 
 NEAR_LINES = 4
 """History lines that a tag is judged by: those whose leaf category is nearest to it."""
@@ -27,6 +29,21 @@ REWARD_PROMPT = "v1"
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[JSDM]r\.)(?<!\bSt\.)\s+", re.IGNORECASE)
 """Martin Luther King Jr. Day and St. Patrick's are one sentence's."""
+
+
+def whole_household(dataset: Dataset, user_id: str, as_of: datetime) -> Household:
+    """A household as its tags are judged: with its whole history, and the signals that the data set tells.
+
+    Args:
+        dataset: only events before `as_of` are read.
+        user_id: the household.
+        as_of: the moment.
+    """
+    return Household(
+        profile=dataset.user(user_id)[0],
+        history=number_lines(read_history(dataset, user_id, as_of)),
+        signals=read_signals(dataset, user_id, as_of),
+    )
 
 
 def explanation_judge_task(task: ExplanationTask, text: str) -> JudgeTask:

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from agents.calls import gather_all
-from agents.judging import reward_messages, tag_judge_tasks
-from agents.schemas import Household
+from agents.judging import reward_messages, tag_judge_tasks, whole_household
 from eval.lines import read_json_lines
 from eval.metrics import Estimate, estimate, hit_rate_at_k, relative
 from eval.offline import known, read_metrics
@@ -29,11 +28,9 @@ from eval.tags import LIST, TagRun, ranked_leaves
 from tools.dataset import Dataset
 from tools.embedding import Embedder, Embeddings
 from tools.errors import DatasetError, OutputError
-from tools.history import number_lines, read_history
 from tools.llm import Endpoint
 from tools.retrieval import CatalogIndex
 from tools.scoring import score
-from tools.signals import read_signals
 
 ARMS = ("v1", "base", "sft", "grpo_sum", "grpo_crs", "crs_pointwise", "crs_listwise")
 """V1; V2 untuned, tuned on examples, and by rewards: summed, constrained; constrained, by each reward model."""
@@ -116,11 +113,7 @@ def tag_candidates(dataset: Dataset, index: CatalogIndex, run: TagRun) -> list[l
 
     The household is shown as in the reward model's training: with its whole history, and no weather.
     """
-    household = Household(
-        profile=dataset.user(run.user_id)[0],
-        history=number_lines(read_history(dataset, run.user_id, run.as_of)),
-        signals=read_signals(dataset, run.user_id, run.as_of),
-    )
+    household = whole_household(dataset, run.user_id, run.as_of)
     return reward_messages(tag_judge_tasks(run.user_id, run.as_of, household, final_tags(run), index))
 
 

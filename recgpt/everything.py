@@ -30,7 +30,7 @@ def train_all(
     claim(out, {"dataset": open_dataset(dataset).info.name, "recipe": recipe})
     data, sft, judged, reward = (out / name for name in ("data", "sft", "judge", "reward"))
     experts, explainers = out / "grpo-expert", out / "grpo-explainer"
-    policy = ["train", "grpo", "--data", data, "--reward", reward / "adapter", "--recipe", recipe]
+    policy = ["train", "grpo", "--data", data, "--dataset", dataset, "--reward", reward / "adapter", "--recipe", recipe]
     steps: list[tuple[str, Path, list[object]]] = [
         ("training data", data, ["train", "data", "--dataset", dataset, "--experts", EXPERTS]),
         ("all agents", sft, ["train", "sft", "all", "--data", data, "--recipe", recipe]),

@@ -173,7 +173,8 @@ def _turn(
     run_step(
         f"{name}GRPO",
         [
-            *("train", "grpo", "--data", str(wheel.data), "--adapter", start, "--reward", str(reward / "adapter")),
+            *("train", "grpo", "--data", str(wheel.data), "--dataset", str(context.dataset), "--adapter", start),
+            *("--reward", str(reward / "adapter")),
             *("--recipe", wheel.recipe, "--seed", str(wheel.seed + number - 1), "--out", str(policy)),
         ],
         _is_trained(policy),

@@ -195,6 +195,9 @@ def reward(
 def grpo(
     agent: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Agent))}")] = "expert",
     data: Annotated[Path, typer.Option(help="what `recgpt train data` wrote")] = Path("runs/train/data"),
+    dataset: Annotated[Path, typer.Option(help="data set directory, what the data was made from")] = Path(
+        "data/completejourney"
+    ),
     adapter: Annotated[
         str, typer.Option(help="what it starts from: the default model, or an adapter's directory")
     ] = DEFAULT_MODEL,
@@ -227,6 +230,7 @@ def grpo(
     card = train_policy(
         cast(Agent, agent),
         data,
+        dataset,
         adapter,
         reward,
         cast(Shaping, shaping),

@@ -32,10 +32,9 @@ from tools.entities import open_entities
 from tools.models import BASE_MODEL, model_path
 from tools.occasions import open_occasions
 from tools.ranker import UtilityChannel, load_ranker
-from tools.retrieval import open_index
 from tools.shelf import tag_text
 from tools.towers import open_towers
-from training.examples import Builder, Example, Settings, Sources
+from training.examples import Builder, Example, Settings
 from training.hybrid import ENTITIES, TAGS, VECTORS
 from training.mixture import Mixture, general_examples
 from training.perception import answered_examples, known_facts, load_perception, perception_pairs
@@ -65,16 +64,17 @@ SCHEMA = pl.Schema(
         "hybrid": pl.Boolean(),
         "bought": pl.List(pl.String()),
         "new": pl.List(pl.String()),
+        "shelf": pl.Int64(),
         "judged": pl.String(),
     }
 )
 """Of `examples.parquet`.
 
 `user` is a text, or where `hybrid` is set the JSON of its parts. For the policy's rewards an expert's row has what was
-`bought` within the horizon, and of it what was `new`, as tags; `judged` has, as JSON, the facts that each line of its
-shelf is judged by (`JudgeTask`), or of an explainer's row those of its text, which is left out.
+`bought` within the horizon, and of it what was `new`, as tags, and how many lines its `shelf` has; an explainer has in
+`judged`, as JSON, what its text is judged by (`JudgeTask`), without the text.
 """
-NOTHING_TO_REWARD: tuple[object, ...] = (False, [], [], "")
+NOTHING_TO_REWARD: tuple[object, ...] = (False, [], [], None, "")
 """The last columns of a row that no policy learns from."""
 
 
@@ -102,15 +102,12 @@ def write_training_data(
     view = training_view(dataset)
     context = Context(dataset=directory)
     embedder = open_embedder(context.embedding_model)
-    sources = Sources(
-        open_index(dataset, embedder),
-        UtilityChannel(
-            load_ranker(context.ranker),
-            open_towers(dataset, embedder, context.towers),
-            open_occasions(dataset, embedder),
-        ),
+    utility = UtilityChannel(
+        load_ranker(context.ranker),
+        open_towers(dataset, embedder, context.towers),
+        open_occasions(dataset, embedder),
     )
-    builder = Builder(view, settings, sources)
+    builder = Builder(view, settings, utility)
     everybody = sorted(all_events(view)["user_id"].unique())
     chosen = [str(user) for user in np.random.default_rng(settings.seed).permutation(everybody)[:users]]
     quota = mixture.quota(settings.experts, ABSENT_KINDS)
@@ -201,11 +198,10 @@ def _row(example: Example, user_id: str, as_of: datetime, split: str) -> tuple[o
     user = json.dumps(question.content) if hybrid else str(question.content)
     bought = list(dict.fromkeys(tag_text(leaf.leaf) for leaf in example.ahead))
     new = list(dict.fromkeys(tag_text(leaf.leaf) for leaf in example.ahead if leaf.new))
-    tasks = [task.model_dump() for task in example.judged()]
     return (
         *(example.agent, example.kind, user_id, as_of, split, str(system.content), user, example.answer),
-        *(len(example.bought), sum(leaf.new for leaf in example.bought), hybrid, bought, new),
-        json.dumps(tasks) if tasks else "",
+        *(len(example.bought), sum(leaf.new for leaf in example.bought), hybrid, bought, new, example.shelf),
+        example.judged.model_dump_json() if example.judged else "",
     )
 
 

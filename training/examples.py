@@ -7,10 +7,9 @@ history and signals, and the answer that the purchases after the cut call for.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from agents.arbiter import arbiter_values, pool_in_turn
 from agents.context import Context
 from agents.expert import expert_values
 from agents.explainer import explainer_values, fact_values
-from agents.judging import explanation_judge_task, tag_judge_tasks
+from agents.judging import explanation_judge_task, whole_household
 from agents.planner import planner_values
 from agents.schemas import (
     ExpertTask,
@@ -47,12 +46,12 @@ from agents.wording import citation, own_lines, with_own_lines
 from eval.splits import TRAIN_END
 from prompts.template import Value
 from tools.dataset import BASKET, Dataset
-from tools.history import HistoryLine, number_lines, read_history
+from tools.history import HistoryLine, number_lines
 from tools.purchases import DUE_FROM
 from tools.ranker import UtilityChannel
-from tools.retrieval import CatalogIndex, popular_leaves
+from tools.retrieval import popular_leaves
 from tools.shelf import ShelfLine, fill_shelves, tag_text
-from tools.signals import Signal, bearing_on, read_signals
+from tools.signals import Signal, bearing_on
 from training.explanations import FIXED_DEVICE, explanation_target
 from training.mixture import ExpertKind
 from training.needs import Need, load_needs
@@ -83,8 +82,8 @@ class Settings:
     tags: int = Context.model_fields["tags_per_expert"].default
     picks: int = 12
     shelf: int = Context.model_fields["shelf"].default
-    no_shelf: float = 0.25
-    """Share of expert examples whose shelf is empty: the expert must also do without."""
+    no_shelf: float = 0.5
+    """Share of expert examples whose shelf is empty: the expert must also do without, and GRPO is of these alone."""
     history_lines: int = 32
     """Most telling lines in a planner's prompt; at run time the budget is in tokens."""
 
@@ -117,30 +116,24 @@ class Example:
     answer: str
     bought: Sequence[Future] = ()
     """Of its tags, those that were bought next."""
+    shelf: int | None = None
+    """Lines on an expert's shelf."""
     ahead: Sequence[Future] = ()
     """All that was bought next, where a policy is to find it."""
-    judged: Callable[[], Sequence[JudgeTask]] = tuple
-    """See `SCHEMA`; called for examples that are kept."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the run-time readers need besides the data set."""
-
-    index: CatalogIndex
-    utility: UtilityChannel
+    judged: JudgeTask | None = None
+    """Of an explainer's text: what it is judged by."""
 
 
 class Builder:
     """Builds the examples of one data set."""
 
-    def __init__(self, view: Dataset, settings: Settings, sources: Sources | None = None) -> None:
+    def __init__(self, view: Dataset, settings: Settings, utility: UtilityChannel | None = None) -> None:
         """Index what every cut needs: the leaves of items, the need of leaves, what sells in a need.
 
-        Without `sources` there are moments and tasks, but no examples.
+        Without the utility channel, which fills the shelves, there are moments and tasks, but no examples.
         """
         self._view = view
-        self._sources = sources
+        self._utility = utility
         self._settings = settings
         needs = load_needs()
         self._needs = needs
@@ -165,7 +158,7 @@ class Builder:
 
     def examples(self, user_id: str, as_of: datetime) -> Iterator[Example]:
         """All examples of one household at one cut point."""
-        assert self._sources is not None
+        assert self._utility is not None
         rng = self._generator(user_id, as_of.isoformat())
         whole, future = self.moment(user_id, as_of)
         household = self.shown(whole)
@@ -180,7 +173,7 @@ class Builder:
             as_of,
             evidence,
             self._settings.shelf,
-            self._sources.utility.chances(self._view, user_id, as_of),
+            self._utility.chances(self._view, user_id, as_of),
         )
         pool: list[ProposedTag] = []
         unfit: set[str] = set()
@@ -193,7 +186,7 @@ class Builder:
             pooled, misfits = self._pooled(proposals, target, rng)
             pool += pooled
             unfit |= misfits
-            yield self._expert(user_id, whole, target, proposals, shown, future, as_of, self._sources.index)
+            yield self._expert(user_id, whole, target, proposals, shown, future, as_of)
             yield from self._explanation(user_id, household, whole, target, as_of, rng)
         yield from _in_both_ways(self._arbiter(household, targets, pool, unfit, future, as_of))
 
@@ -212,17 +205,11 @@ class Builder:
 
     def moment(self, user_id: str, as_of: datetime) -> tuple[Household, list[Future]]:
         """A household at a cut by the run-time readers, its whole history, and what was bought after it."""
-        lines = read_history(self._view, user_id, as_of)
         events = self._user_events[user_id]
         before = {self._leaf_of_item[item] for item in events.filter(pl.col("timestamp") < as_of)["item_id"]}
         after = events.filter(pl.col("timestamp") >= as_of, pl.col("timestamp") < as_of + HORIZON)
         bought = dict.fromkeys(self._leaf_of_item[item] for item in after["item_id"])
-        household = Household(
-            profile=self._view.user(user_id)[0],
-            history=number_lines(lines),
-            signals=read_signals(self._view, user_id, as_of),
-        )
-        return household, [Future(leaf, leaf not in before) for leaf in bought]
+        return whole_household(self._view, user_id, as_of), [Future(leaf, leaf not in before) for leaf in bought]
 
     def shown(self, whole: Household) -> Household:
         """What planner and arbiter see of a household: the most telling lines of its history."""
@@ -337,7 +324,6 @@ class Builder:
         shelf: list[ShelfLine],
         future: Sequence[Future],
         as_of: datetime,
-        index: CatalogIndex,
     ) -> Example:
         task = ExpertTask(
             user_id=user_id,
@@ -357,9 +343,7 @@ class Builder:
             [leaf for leaf in proposals if isinstance(leaf, Future)],
             kind=_kind(task, proposals),
         )
-        # By the whole history, as in the reward model's training.
-        judged = partial(tag_judge_tasks, user_id, as_of, whole, own, index)
-        return replace(example, ahead=future, judged=judged)
+        return replace(example, shelf=len(shelf), ahead=future)
 
     def _pooled(
         self, proposals: Sequence[Future | str], target: Target, rng: Generator
@@ -405,7 +389,7 @@ class Builder:
             style, text = made
             yield _example("style", style_values(task), style, StyleGuideline, [leaf])
             written = _example("explainer", explainer_values(task, style), text, ExplanationText, [leaf])
-            yield replace(written, judged=lambda: [explanation_judge_task(task, "")])
+            yield replace(written, judged=explanation_judge_task(task, ""))
         if made := explanation_target(task, purpose, rng, FIXED_DEVICE):
             yield _example("explainer", fact_values(task), made[1], ExplanationText, [leaf], kind="fixed")
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from agents.context import Context
 from agents.schemas import ExplanationText
+from tools.dataset import open_dataset
+from tools.embedding import open_embedder
 from tools.errors import ModelFilesError, SettingError
 from tools.machine import model_type
 from tools.models import (
@@ -32,7 +34,14 @@ from tools.models import (
     sha256,
 )
 from training.grpo_recipe import Agent, GrpoRecipe, Shaping
-from training.grpo_rewards import ExpertRewards, ExplainerRewards, open_scorer, score_shelves
+from training.grpo_rewards import (
+    ExpertRewards,
+    ExplainerRewards,
+    TagFacts,
+    TagParts,
+    answer_thresholds,
+    open_scorer,
+)
 from training.grpo_rows import Row, read_rows, read_vectors
 from training.grpo_trainer import policy_trainer
 from training.rewards import BUFFER
@@ -41,13 +50,14 @@ from training.runs import claim, run_trainer, trainer_arguments
 
 HISTORY = "history.json"
 """What a run logged so far, see `training.curves`."""
-ALIGNMENT = "alignment.json"
-"""In a run: what the reward model gave to the tags."""
+THRESHOLDS = "thresholds.json"
+"""In a run: of the gates, at the first step and at the last."""
 
 
 def train_policy(
     agent: Agent,
     data: Path,
+    dataset: Path,
     adapter: str,
     reward: str,
     shaping: Shaping,
@@ -63,6 +73,7 @@ def train_policy(
     Args:
         agent: whose prompts are answered.
         data: what `recgpt train data` wrote.
+        dataset: what it was made from; an expert's tags are judged by its facts.
         adapter: what it starts from and is held to by the KL penalty: the default model, or an adapter's directory.
         reward: the reward model, by name or directory.
         shaping: how an expert's rewards become one.
@@ -74,6 +85,7 @@ def train_policy(
         command: for the card.
 
     Raises:
+        SettingError: a server is to answer at a temperature other than 1.
         DatasetError: there is no data, or it is not that of its card.
         ModelFilesError: adapter or reward model are missing, damaged, or of another base model.
         TrainingError: a reward is no number.
@@ -84,6 +96,11 @@ def train_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig
 
+    if base_url and recipe.temperature != 1:
+        raise SettingError(
+            f"a server tells probabilities at temperature 1, this recipe samples at {recipe.temperature}: leave out "
+            "--base-url, or take another recipe"
+        )
     rows, digest = read_rows(data, agent)
     start, path = _opened(adapter, "CAUSAL_LM", report)
     judged, _ = _opened(reward, "SEQ_CLS", report)
@@ -107,15 +124,18 @@ def train_policy(
         [{"prompt": row.prompt, "row": n} for n, row in enumerate(held_out_rows, len(train_rows))]
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    open_model = partial(open_scorer, reward, device, report)
+    scorer = open_scorer(reward, device, report)
     rewards: ExpertRewards | ExplainerRewards
     if agent == "expert":
-        scores = score_shelves(used, open_model, out / ALIGNMENT, report)
-        rewards = ExpertRewards(used, scores, read_vectors(data), recipe, shaping, len(train_rows))
-        run["thresholds"] = [asdict(limits) for limits in rewards.thresholds]
+        facts = TagFacts(open_dataset(dataset), open_embedder(Context().embedding_model))
+        parts = TagParts(used, scorer, facts, read_vectors(data), recipe.listed)
+        answers = [row.answer for row in train_rows[: recipe.threshold_answers]]
+        thresholds = answer_thresholds(parts, answers, recipe, out / THRESHOLDS, report)
+        rewards = ExpertRewards(parts, recipe, shaping, thresholds)
+        run["thresholds"] = [asdict(limits) for limits in thresholds]
     else:
         written = [ExplanationText.model_validate_json(row.answer).text for row in rows["train"]]
-        rewards = ExplainerRewards(used, open_model(), recipe, written[:BUFFER])
+        rewards = ExplainerRewards(used, scorer, recipe, written[:BUFFER])
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=model_type())

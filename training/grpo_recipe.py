@@ -40,6 +40,8 @@ class GrpoRecipe:
     """Share of the training answers that each gate of CRS would keep out at the first step, see `thresholds_at`."""
     end: float = 0.15
     """At the last step and in every evaluation."""
+    threshold_answers: int = 48
+    """So many of the training answers set the gates' thresholds."""
     weights: Parts = EQUAL
     """Of the parts in SUM."""
     text_diversity: float = 2.6
@@ -60,11 +62,17 @@ GPU = GrpoRecipe(
     warmup_steps=0,
     text_tokens=64,
     evaluate_every=4,
+    threshold_answers=160,
     validation_prompts=48,
     validation_answers=4,
 )
 RECIPES: dict[str, dict[Agent, GrpoRecipe]] = {
-    "cpu": {"expert": CPU, "explainer": CPU},
+    "cpu": {
+        # The reward model reads every different tag of a group: on a CPU that is half of a step, and less at the
+        # temperature that experts are served with.
+        "expert": replace(CPU, prompts=3, steps=30, temperature=0.7, validation_prompts=12),
+        "explainer": CPU,
+    },
     "gpu": {"expert": replace(GPU, prompts=12, steps=10, micro=32, evaluate_every=5), "explainer": GPU},
 }
 """By machine and agent; those of a GPU are for minutes of one that is shared.

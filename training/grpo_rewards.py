@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +15,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from agents.judging import tag_judge_tasks, whole_household
 from agents.schemas import ExplanationText, JudgeTask, TagList, tags_schema
+from tools.dataset import Dataset
+from tools.embedding import Embedder
 from tools.errors import DatasetError, TrainingError
+from tools.retrieval import open_index
 from training.grpo_recipe import GrpoRecipe, Shaping
 from training.grpo_rows import Row
 from training.reward_model import RewardRecipe, open_reward, pack_tasks, score_packed
 from training.rewards import (
     Parts,
     RecentExplanations,
+    Thresholds,
     accuracy_reward,
     alignment_reward,
     annealed,
@@ -34,6 +39,7 @@ from training.rewards import (
     summed_reward,
     thresholds_at,
 )
+from training.view import training_view
 
 NOTHING = Parts(0.0, 0.0, 0.0, 0.0)
 """Of an answer that is not valid."""
@@ -59,29 +65,34 @@ def open_scorer(reward: str, device: torch.device, report: Callable[[str], None]
     return score
 
 
-def score_shelves(
-    rows: Sequence[Row], open_model: Callable[[], Scorer], kept: Path, report: Callable[[str], None]
-) -> list[dict[str, float]]:
-    """For each row the scores of the tags on its shelf, the only ones that an answer may have: made once.
+def _scores(
+    scorer: Scorer,
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    texts: Sequence[Sequence[str]],
+    tasks_of: Callable[[Row, Sequence[str]], Sequence[JudgeTask]],
+) -> dict[tuple[int, str], float]:
+    """f_RM of each text of some answers among the facts of its row; what is of one row is read together.
 
     Args:
-        rows: of experts.
-        open_model: opens the reward model, whose memory is the policy's afterwards.
-        kept: file of scores of the same rows by the same model, read if it is there, else written.
-        report: called with a sentence now and then.
+        scorer: the reward model.
+        rows: all.
+        numbers: of each answer the number of its row.
+        texts: of each answer.
+        tasks_of: what texts of a row are judged by.
+
+    Raises:
+        TrainingError: a score is no number.
     """
-    if kept.is_file():
-        scores: list[dict[str, float]] = json.loads(kept.read_text())
-        return scores
-    scorer, scores = open_model(), []
-    for number, row in enumerate(rows, 1):
-        found = scorer(row.tasks)
-        scores.append({task.subject: _finite(value, row) for task, value in zip(row.tasks, found, strict=True)})
-        if number % 50 == 0 or number == len(rows):
-            report(f"reward model: {number} of {len(rows)} shelves")
-    partial_file = kept.with_suffix(".partial")
-    partial_file.write_text(json.dumps(scores))
-    partial_file.rename(kept)
+    wanted: defaultdict[int, dict[str, None]] = defaultdict(dict)
+    for number, own in zip(numbers, texts, strict=True):
+        wanted[number].update(dict.fromkeys(own))
+    scores = {}
+    for number, different in wanted.items():
+        if different:
+            found = scorer(tasks_of(rows[number], list(different)))
+            for text, value in zip(different, found, strict=True):
+                scores[number, text] = _finite(value, rows[number])
     return scores
 
 
@@ -131,35 +142,116 @@ class Rewards(Protocol):
         """
 
 
-class ExpertRewards:
-    """Rewards of lists of tags (section 5)."""
+class TagFacts:
+    """What tags are judged by: facts of the household at the moment of the prompt, from what may be trained on."""
 
-    recent: RecentExplanations | None = None
+    def __init__(self, dataset: Dataset, embedder: Embedder) -> None:
+        """Of the data set that the rows were made from."""
+        self._view = training_view(dataset)
+        self._index = open_index(dataset, embedder)
+        self._household = lru_cache(maxsize=1024)(partial(whole_household, self._view))
+
+    def __call__(self, row: Row, tags: Sequence[str]) -> list[JudgeTask]:
+        """A task a tag."""
+        household = self._household(row.user_id, row.as_of)
+        return tag_judge_tasks(row.user_id, row.as_of, household, tags, self._index)
+
+
+class TagParts:
+    """The four rewards of lists of tags (section 5)."""
 
     def __init__(
         self,
         rows: Sequence[Row],
-        scores: Sequence[Mapping[str, float]],
+        scorer: Scorer,
+        facts: Callable[[Row, Sequence[str]], Sequence[JudgeTask]],
         vectors: Mapping[str, NDArray[np.float32]],
-        recipe: GrpoRecipe,
-        shaping: Shaping,
-        trained: int,
+        listed: int,
     ) -> None:
-        """Rewards of answers to `rows` by the `scores` of their tags and the `vectors` of all tags.
+        """Of answers to `rows`.
 
-        The first `trained` rows are trained on: the thresholds are of their answers.
-
-        Raises:
-            DatasetError: no row has an answer that could be rewarded.
+        Args:
+            rows: of experts.
+            scorer: the reward model.
+            facts: what it reads of a tag, see `TagFacts`.
+            vectors: of the catalogue's leaves as tags, the only ones that an answer may have.
+            listed: see `accuracy_reward`.
         """
+        self._rows, self._scorer, self._facts = rows, scorer, facts
+        self._vectors, self._vocabulary, self._listed = vectors, tuple(vectors), listed
+
+    def schema(self, row: int) -> type[TagList]:
+        """As many tags of the catalogue as the prompt asks for."""
+        return _tags_schema(self._rows[row].tags, self._vocabulary)
+
+    def of(self, numbers: Sequence[int], texts: Sequence[str]) -> list[Parts | None]:
+        """Of each answer to the row of this number; None of one that is not valid.
+
+        A tag that an answer names again counts once, as in the graph.
+        """
+        tags = [self._tags(number, text) for number, text in zip(numbers, texts, strict=True)]
+        scores = _scores(self._scorer, self._rows, numbers, [own or () for own in tags], self._facts)
+        return [
+            Parts(
+                accuracy_reward(own, self._rows[number].bought, self._rows[number].new, self._listed),
+                alignment_reward([scores[number, tag] for tag in own]),
+                diversity_reward(np.stack([self._vectors[tag] for tag in own])),
+                length_reward(own),
+            )
+            if own
+            else None
+            for number, own in zip(numbers, tags, strict=True)
+        ]
+
+    def _tags(self, number: int, text: str) -> list[str] | None:
+        try:
+            return list(dict.fromkeys(self.schema(number).model_validate_json(text).tags))
+        except ValidationError:
+            return None
+
+
+def answer_thresholds(
+    parts: TagParts, answers: Sequence[str], recipe: GrpoRecipe, kept: Path, report: Callable[[str], None]
+) -> tuple[Thresholds, Thresholds]:
+    """Thresholds of the gates at the first step and at the last, from answers of the training data.
+
+    Args:
+        parts: of the first rows.
+        answers: to these rows.
+        recipe: the shares that the gates keep out.
+        kept: file of the thresholds of this run, read if it is there, else written.
+        report: called with a sentence now and then.
+
+    Raises:
+        DatasetError: no answer can be rewarded.
+    """
+    if kept.is_file():
+        first, last = json.loads(kept.read_text())
+        return Thresholds(**first), Thresholds(**last)
+    found = []
+    for number, answer in enumerate(answers):
+        found += [one for one in parts.of([number], [answer]) if one]
+        if number % 10 == 9:
+            report(f"thresholds of the gates: {number + 1} of {len(answers)} answers")
+    if not found:
+        raise DatasetError("no answer of the training data has tags of the catalogue alone: make the data anew")
+    limits = thresholds_at(found, recipe.start), thresholds_at(found, recipe.end)
+    kept.write_text(json.dumps([asdict(one) for one in limits]))
+    return limits
+
+
+class ExpertRewards:
+    """Rewards of lists of tags: their four parts as one (section 5)."""
+
+    recent: RecentExplanations | None = None
+
+    def __init__(
+        self, parts: TagParts, recipe: GrpoRecipe, shaping: Shaping, thresholds: tuple[Thresholds, Thresholds]
+    ) -> None:
+        """By the thresholds of the gates at the first step and at the last."""
         self.evaluating = False
-        self._rows, self._scores, self._vectors = rows, scores, vectors
-        self._recipe, self._shaping = recipe, shaping
-        answers = [found for number, row in enumerate(rows[:trained]) if (found := self.parts(number, row.answer))]
-        if not answers:
-            raise DatasetError("no answer of the training data has tags of its shelf: make the data anew")
-        self.thresholds = (thresholds_at(answers, recipe.start), thresholds_at(answers, recipe.end))
-        """Of the gates at the first step and at the last, from the answers of the training data."""
+        self.schema = parts.schema
+        self._parts, self._recipe, self._shaping, self._thresholds = parts, recipe, shaping, thresholds
 
     def reward(
         self,
@@ -170,10 +262,9 @@ class ExpertRewards:
         **others: object,
     ) -> list[float]:
         """One reward a completion, see `Rewards.reward`."""
-        recipe = self._recipe
         progress = 1.0 if self.evaluating else trainer_state.global_step / max(trainer_state.max_steps - 1, 1)
-        limits = annealed(*self.thresholds, progress)
-        found = [self.parts(number, text[0]["content"]) for number, text in zip(row, completions, strict=True)]
+        limits = annealed(*self._thresholds, progress)
+        found = self._parts.of(row, [text[0]["content"] for text in completions])
         parts = [one or NOTHING for one in found]
         log_metric("valid", _share(one is not None for one in found))
         for name in asdict(NOTHING):
@@ -181,29 +272,8 @@ class ExpertRewards:
         for name in asdict(limits):
             log_metric(f"gate_{name}", _share(gates(one, limits)[name] for one in parts))
         if self._shaping == "sum":
-            rewards = [summed_reward(one, recipe.weights) for one in parts]
-        else:
-            rewards = [constrained_reward(one, limits) for one in parts]
-        return [_finite(value, self._rows[number]) for value, number in zip(rewards, row, strict=True)]
-
-    def schema(self, row: int) -> type[TagList]:
-        """As many tags as are asked for, of the row's shelf."""
-        known = tuple(tag for tag in self._scores[row] if tag in self._vectors)
-        return _tags_schema(self._rows[row].tags, known)
-
-    def parts(self, number: int, text: str) -> Parts | None:
-        """The four rewards of an answer to a row; None of one that is not valid, as with a tag that is on no shelf."""
-        row, scores = self._rows[number], self._scores[number]
-        try:
-            tags = self.schema(number).model_validate_json(text).tags
-        except ValidationError:
-            return None
-        return Parts(
-            accuracy_reward(tags, row.bought, row.new, self._recipe.listed),
-            alignment_reward([scores[tag] for tag in tags]),
-            diversity_reward(np.stack([self._vectors[tag] for tag in tags])),
-            length_reward(tags),
-        )
+            return [summed_reward(one, self._recipe.weights) for one in parts]
+        return [constrained_reward(one, limits) for one in parts]
 
 
 class ExplainerRewards:
@@ -240,7 +310,7 @@ class ExplainerRewards:
         """
         assert self.recent is not None
         texts = [_explanation(text[0]["content"]) for text in completions]
-        scores = self._scores(row, texts)
+        scores = _scores(self._scorer, self._rows, row, [[text] if text else [] for text in texts], _text_tasks)
         buffer = self._held_out if self.evaluating else self.recent
         found = [
             (scores[number, text], buffer.diversity_reward(text) if len(buffer) else float("inf")) if text else None
@@ -262,19 +332,10 @@ class ExplainerRewards:
         rewards = [explanation_reward(*one, limit) if one else 0.0 for one in found]
         return [_finite(value, self._rows[number]) for value, number in zip(rewards, row, strict=True)]
 
-    def _scores(self, row: Sequence[int], texts: Sequence[str | None]) -> dict[tuple[int, str], float]:
-        """f_RM of each valid text among the facts of its row; the texts of one row share their prompt."""
-        wanted: defaultdict[int, dict[str, None]] = defaultdict(dict)
-        for number, text in zip(row, texts, strict=True):
-            if text:
-                wanted[number][text] = None
-        scores = {}
-        for number, own in wanted.items():
-            task = self._rows[number].tasks[0]
-            found = self._scorer([task.model_copy(update={"subject": text}) for text in own])
-            for text, value in zip(own, found, strict=True):
-                scores[number, text] = _finite(value, self._rows[number])
-        return scores
+
+def _text_tasks(row: Row, texts: Sequence[str]) -> list[JudgeTask]:
+    assert row.judged is not None
+    return [row.judged.model_copy(update={"subject": text}) for text in texts]
 
 
 def filled(texts: Sequence[str]) -> RecentExplanations:

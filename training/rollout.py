@@ -16,7 +16,7 @@ import httpx
 
 from tools.errors import ServerError
 from tools.serving import load_adapter
-from training.shared_prefix import read_prompts
+from training.shared_prefix import SharedPrompts, sharing
 
 ROLLOUT = "recgpt-rollout"
 """Name of the policy at a model server."""
@@ -52,14 +52,15 @@ def generating(model: Any, processor: Any) -> Iterator[None]:  # noqa: ANN401 (t
     generate = model.generate
 
     def generated(*, input_ids: Any, attention_mask: Any, **others: Any) -> Any:  # noqa: ANN401
-        cache = read_prompts(model, input_ids[:, :-1], attention_mask[:, :-1])
-        return generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            logits_processor=[processor],
-            **others,
-        )
+        prompts = SharedPrompts(model, input_ids[:, :-1], attention_mask[:, :-1])
+        with sharing(model, prompts):
+            return generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=prompts,
+                logits_processor=[processor],
+                **others,
+            )
 
     model.generate = generated
     try:

@@ -24,18 +24,28 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from trl.trainer.utils import add_fused_lm_head
 from typer.testing import CliRunner
 
+from agents.context import Context
 from agents.schemas import Fact, JudgeTask
 from recgpt.cli import app
 from tests.conftest import AS_OF
 from tests.unit.test_reward_training import RECIPE as REWARD_RECIPE
 from tests.unit.test_reward_training import texts as judged_texts
+from tools.dataset import open_dataset
+from tools.embedding import open_embedder
 from tools.errors import DatasetError, ModelFilesError, OutputError, ServerError, SettingError, TrainingError
 from tools.models import base_digest, sha256
 from training import grpo, grpo_rewards
 from training.curves import PANELS, curve, draw_curves, read_history
 from training.grpo import train_policy
 from training.grpo_recipe import Agent, GrpoRecipe
-from training.grpo_rewards import ExpertRewards, ExplainerRewards, open_scorer, score_shelves
+from training.grpo_rewards import (
+    ExpertRewards,
+    ExplainerRewards,
+    TagFacts,
+    TagParts,
+    answer_thresholds,
+    open_scorer,
+)
 from training.grpo_rows import Row, read_rows, read_vectors
 from training.grpo_trainer import policy_trainer
 from training.reward_model import train_reward
@@ -62,8 +72,9 @@ CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SHELF = ["white milk", "bread", "dish soap"]
-VECTORS = {tag: np.eye(3, dtype=np.float32)[place] for place, tag in enumerate(SHELF)}
+TAGS = ["white milk", "bread", "dish soap"]
+VECTORS = {tag: np.eye(3, dtype=np.float32)[place] for place, tag in enumerate(TAGS)}
+SCORES = {"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}
 
 
 def say(message: str) -> None:
@@ -76,9 +87,13 @@ def task(kind: str, subject: str) -> JudgeTask:
     )  # type: ignore[arg-type]
 
 
-def expert(name: str = "expert of household u1 at 2017-11-17 09:00") -> Row:
-    tasks = [task("tags", tag) for tag in SHELF]
-    return Row(name, [], '{"tags":["white milk","bread"]}', tasks, ["bread", "dish soap"], ["dish soap"])
+def expert() -> Row:
+    name, written = "expert of household u1 at 2017-11-17 09:00", '{"tags":["white milk","bread"]}'
+    return Row(name, "u1", AS_OF, [], written, ["bread", "dish soap"], ["dish soap"], None)
+
+
+def explainer() -> Row:
+    return replace(expert(), judged=task("explanations", ""))
 
 
 def answer(*tags: str) -> list[dict[str, str]]:
@@ -95,7 +110,7 @@ def write_data(directory: Path, **columns: list[object]) -> Path:
     rows = []
     for number in range(80):
         agent = ("expert", "explainer")[number % 2]
-        own = [task("tags", tag) for tag in SHELF] if agent == "expert" else [task("explanations", "")]
+        shelf, judged = (0, "") if agent == "expert" else (None, task("explanations", "").model_dump_json())
         written = '{"tags":["white milk","bread"]}' if agent == "expert" else '{"text":"Fresh bread for the week."}'
         rows.append(
             {
@@ -103,13 +118,13 @@ def write_data(directory: Path, **columns: list[object]) -> Path:
                 "split": "validation" if number < 20 else "train", "system": "You write.", "user": f"Need {number}",
                 "answer": written, "targets": 2, "new_targets": 1, "hybrid": number in (30, 31),
                 "bought": ["bread"] if agent == "expert" else [], "new": [],
-                "judged": "" if number in (32, 33) else json.dumps([one.model_dump() for one in own]),
+                "shelf": 24 if number == 32 else shelf, "judged": "" if number == 33 else judged,
             }
         )  # fmt: skip
     table = pl.DataFrame(rows, schema_overrides={"bought": pl.List(pl.String), "new": pl.List(pl.String)})
     table = table.with_columns(**{name: pl.Series(values) for name, values in columns.items()})
     table.write_parquet(directory / "examples.parquet")
-    pl.DataFrame({"text": SHELF, "vector": [VECTORS[tag].tolist() for tag in SHELF]}).write_parquet(
+    pl.DataFrame({"text": TAGS, "vector": [VECTORS[tag].tolist() for tag in TAGS]}).write_parquet(
         directory / "tags.parquet"
     )
     digest = hashlib.sha256((directory / "examples.parquet").read_bytes()).hexdigest()
@@ -177,13 +192,14 @@ def write_card(directory: Path, base: str, **other: object) -> None:
 
 
 @pytest.fixture
-def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_letters(monkeypatch: pytest.MonkeyPatch, small_dir: Path) -> None:
     """The tiny model writes no JSON: what it writes is valid as it is, and has its rewards from its letters."""
 
-    def parts(self: ExpertRewards, number: int, text: str) -> Parts:
-        return Parts(accuracy=sum(map(ord, text)) % 11 / 10, alignment=1, diversity=1, length=1)
+    def parts(self: TagParts, numbers: Sequence[int], texts: Sequence[str]) -> list[Parts]:
+        return [Parts(accuracy=sum(map(ord, text)) % 11 / 10, alignment=1, diversity=1, length=1) for text in texts]
 
-    monkeypatch.setattr(ExpertRewards, "parts", parts)
+    monkeypatch.setattr(TagParts, "of", parts)
+    monkeypatch.setattr(grpo, "open_dataset", lambda _: open_dataset(small_dir))
     monkeypatch.setattr(grpo_rewards, "_explanation", lambda answer: answer or None)
     monkeypatch.setattr(grpo, "open_scorer", lambda *_: lambda tasks: [len(one.subject) % 17 / 17 for one in tasks])
     monkeypatch.setattr(Grammars, "processor", lambda *_: lambda ids, scores: scores)
@@ -191,8 +207,9 @@ def by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(agent: Agent, data: Path, adapter: Path, reward: Path, out: Path, **other: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"shaping": "crs", "recipe": RECIPE, "base_url": None, "api_key": "EMPTY"} | other
+    options = {"report": say} | options
     return train_policy(
-        agent, data, str(adapter), str(reward), out=out, report=say, command="recgpt train grpo", **options
+        agent, data, Path("shop"), str(adapter), str(reward), out=out, command="recgpt train grpo", **options
     )
 
 
@@ -201,11 +218,12 @@ def run(agent: Agent, data: Path, adapter: Path, reward: Path, out: Path, **othe
 
 def test_rows_are_those_that_can_be_rewarded(data: Path) -> None:
     rows, digest = read_rows(data, "expert")
-    assert (len(rows["train"]), len(rows["validation"])) == (28, 10)  # one is hybrid, one has no shelf
+    assert (len(rows["train"]), len(rows["validation"])) == (28, 10)  # one is hybrid, one has a shelf
     assert digest == json.loads((data / "card.json").read_text())["sha256"]
     assert rows["train"][0].prompt[0] == {"role": "system", "content": "You write."}
-    assert rows["train"][0].tags == 2 and [one.subject for one in rows["train"][0].tasks] == SHELF
-    assert len(read_rows(data, "explainer")[0]["train"]) == 28
+    assert (rows["train"][0].user_id, rows["train"][0].as_of, rows["train"][0].tags) == ("u20", AS_OF, 2)
+    explainers = read_rows(data, "explainer")[0]["train"]
+    assert len(explainers) == 28 and explainers[0].judged == task("explanations", "")
 
 
 def test_data_that_can_not_be_rewarded_is_refused(data: Path, tmp_path: Path) -> None:
@@ -213,15 +231,15 @@ def test_data_that_can_not_be_rewarded_is_refused(data: Path, tmp_path: Path) ->
     with pytest.raises(DatasetError, match="its card says"):
         read_rows(data, "expert")
     with pytest.raises(DatasetError, match="no train and no validation example"):
-        read_rows(write_data(tmp_path / "text", judged=[""] * 80), "expert")
-    with pytest.raises(DatasetError, match="no train and no validation example"):  # what was bought is on no shelf
-        read_rows(write_data(tmp_path / "elsewhere", bought=[["tea"]] * 80), "expert")
-    with pytest.raises(DatasetError, match="expert of household u0 at 2017-11-17 09:00 has no valid tasks"):
-        read_rows(write_data(tmp_path / "broken", judged=["[{}]"] * 80), "expert")
+        read_rows(write_data(tmp_path / "text", judged=[""] * 80), "explainer")
+    with pytest.raises(DatasetError, match="no train and no validation example"):
+        read_rows(write_data(tmp_path / "shelves", shelf=[24] * 80), "expert")
+    with pytest.raises(DatasetError, match="explainer of household u1 at 2017-11-17 09:00 has no valid task"):
+        read_rows(write_data(tmp_path / "broken", judged=["[{}]"] * 80), "explainer")
     old = write_data(tmp_path / "old")
-    pl.read_parquet(old / "examples.parquet").drop("judged", "new").write_parquet(old / "examples.parquet")
+    pl.read_parquet(old / "examples.parquet").drop("shelf", "new").write_parquet(old / "examples.parquet")
     (old / "card.json").write_text(json.dumps({"sha256": sha256(old / "examples.parquet")}))
-    with pytest.raises(DatasetError, match="lacks judged, new: it tells nothing"):
+    with pytest.raises(DatasetError, match="lacks new, shelf: it tells nothing"):
         read_rows(old, "expert")
     (old / "tags.parquet").unlink()
     with pytest.raises(DatasetError, match="holds no vectors of tags"):
@@ -240,89 +258,107 @@ def rewarded(rewards: Any, completions: Sequence[Any], step: int = 0) -> tuple[l
     return found, logged
 
 
-def expert_rewards(recipe: GrpoRecipe = RECIPE, shaping: Any = "crs") -> ExpertRewards:
-    scores = {"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}
-    return ExpertRewards([expert()], [scores], VECTORS, recipe, shaping, trained=1)
+def scored(tasks: Sequence[JudgeTask]) -> list[float]:
+    return [SCORES[one.subject] for one in tasks]
+
+
+def tag_parts(scorer: Any = scored, rows: Sequence[Row] | None = None) -> TagParts:
+    return TagParts(rows or [expert()], scorer, lambda row, tags: [task("tags", tag) for tag in tags], VECTORS, 1)
+
+
+def expert_rewards(
+    recipe: GrpoRecipe = RECIPE,
+    shaping: Any = "crs",
+    first: Thresholds = Thresholds(0.3, 0.5, 0.7),
+    last: Thresholds = Thresholds(0.9, 0.5, 0.7),
+) -> ExpertRewards:
+    return ExpertRewards(tag_parts(), recipe, shaping, (first, last))
 
 
 def test_the_parts_of_an_answer() -> None:
-    rewards = expert_rewards()
-    found = rewards.parts(0, '{"tags":["bread","dish soap"]}')
+    (found,) = tag_parts().of([0], ['{"tags":["bread","dish soap"]}'])
     assert found == Parts(accuracy=pytest.approx(0.75), alignment=pytest.approx(0.7), diversity=1.0, length=0.75)
-    for invalid in ('{"tags":["bread"]}', '{"tags":["bread","tea"]}', '{"tags":["bread","dish', ""):
-        assert rewards.parts(0, invalid) is None
+    invalid = ['{"tags":["bread"]}', '{"tags":["bread","tea"]}', '{"tags":["bread","dish', ""]
+    assert tag_parts().of([0] * 4, invalid) == [None] * 4
 
 
-def test_a_tag_without_vector_or_score_is_on_no_shelf() -> None:
-    scores = {"white milk": 0.2, "bread": 0.6, "rye": 0.8}
-    rewards = ExpertRewards([expert()], [scores], VECTORS, RECIPE, "crs", trained=1)
-    assert rewards.parts(0, '{"tags":["bread","rye"]}') is None
-    assert rewards.parts(0, '{"tags":["bread","dish soap"]}') is None
-    assert rewards.parts(0, '{"tags":["bread","white milk"]}') is not None
+def test_a_tag_named_again_counts_once() -> None:
+    (found,) = tag_parts().of([0], ['{"tags":["bread","bread"]}'])
+    assert found == Parts(accuracy=pytest.approx(0.25), alignment=pytest.approx(0.6), diversity=0.0, length=0.5)
+
+
+def test_the_tags_of_a_row_are_read_together() -> None:
+    asked: list[list[str]] = []
+
+    def scorer(tasks: Sequence[JudgeTask]) -> list[float]:
+        asked.append([one.subject for one in tasks])
+        return scored(tasks)
+
+    answers = ['{"tags":["bread","dish soap"]}', '{"tags":["white milk","bread"]}', "", '{"tags":["bread","bread"]}']
+    tag_parts(scorer, [expert(), expert(), expert()]).of([0, 0, 1, 2], answers)
+    assert asked == [["bread", "dish soap", "white milk"], ["bread"]]
 
 
 def test_gates_close_as_training_goes_on() -> None:
-    loose, tight = Thresholds(0.3, 0.5, 0.7), Thresholds(0.9, 0.5, 0.7)
-
-    def closing(recipe: GrpoRecipe = RECIPE, shaping: Any = "crs") -> ExpertRewards:
-        rewards = expert_rewards(recipe, shaping)
-        rewards.thresholds = (loose, tight)
-        return rewards
-
     completions = [answer("bread", "dish soap"), answer("bread", "dish soap", "white milk"), answer("bread", "bread")]
-    found, logged = rewarded(closing(), completions)
+    found, logged = rewarded(expert_rewards(), completions)
     assert found == [pytest.approx(0.75), 0.0, 0.0]
     assert logged["valid"] == pytest.approx(2 / 3)
     assert logged["accuracy"] == pytest.approx((0.75 + 0.25) / 3)
     assert logged["gate_alignment"] == pytest.approx(2 / 3) and logged["gate_diversity"] == pytest.approx(1 / 3)
-    assert rewarded(closing(), completions, step=8)[0] == [0.0, 0.0, 0.0]
-    evaluated = closing()
+    assert rewarded(expert_rewards(), completions, step=8)[0] == [0.0, 0.0, 0.0]
+    evaluated = expert_rewards()
     evaluated.evaluating = True
     assert rewarded(evaluated, completions)[0] == [0.0, 0.0, 0.0]
-    found, _ = rewarded(closing(replace(RECIPE, weights=Parts(1, 1, 0, 0)), "sum"), completions)
+    found, _ = rewarded(expert_rewards(replace(RECIPE, weights=Parts(1, 1, 0, 0)), "sum"), completions)
     assert found == [pytest.approx(1.45), 0.0, pytest.approx(0.25 + 0.6)]
 
 
-def test_gates_are_set_by_the_answers_of_the_training_data() -> None:
+def test_gates_are_set_by_the_answers_of_the_training_data(tmp_path: Path) -> None:
+    kept, said = tmp_path / "thresholds.json", []
     of_answer = Thresholds(alignment=pytest.approx(0.4), diversity=1.0, length=0.75)  # the one: white milk, bread
-    assert expert_rewards().thresholds == (of_answer, of_answer)
-    held_out = replace(expert(), answer='{"tags":["bread","dish soap"]}')
-    scores = [{"white milk": 0.2, "bread": 0.6, "dish soap": 0.8}] * 2
-    assert ExpertRewards([expert(), held_out], scores, VECTORS, RECIPE, "crs", trained=1).thresholds[0] == of_answer
-    of_none = replace(expert(), answer='{"tags":["tea","rye"]}')
+    limits = answer_thresholds(tag_parts(), [expert().answer], RECIPE, kept, said.append)
+    assert limits == (of_answer, of_answer)
+    many = [expert()] * 10
+    again = answer_thresholds(tag_parts(rows=many), [one.answer for one in many], RECIPE, kept, said.append)
+    assert again == limits and said == []  # they are kept
+    kept.unlink()
+    answer_thresholds(tag_parts(rows=many), [one.answer for one in many], RECIPE, kept, said.append)
+    assert said == ["thresholds of the gates: 10 of 10 answers"]
+    kept.unlink()
     with pytest.raises(DatasetError, match="no answer of the training data"):
-        ExpertRewards([of_none], [{"bread": 0.6}], VECTORS, RECIPE, "crs", trained=1)
+        answer_thresholds(tag_parts(), ['{"tags":["tea","rye"]}'], RECIPE, kept, say)
+    assert not kept.exists()
 
 
 def test_the_last_step_has_the_last_thresholds() -> None:
-    rewards = expert_rewards()
-    rewards.thresholds = (Thresholds(0.3, 0.5, 0.7), Thresholds(0.7, 0.5, 0.7))
+    loose = Thresholds(0.3, 0.5, 0.7)
     completions = [answer("bread", "dish soap"), answer("bread", "white milk")]  # of alignment .7 and .4
+    rewards = expert_rewards(last=Thresholds(0.7, 0.5, 0.7), first=loose)
     assert [bool(one) for one in rewarded(rewards, completions, step=2)[0]] == [True, True]
-    rewards.thresholds = (Thresholds(0.3, 0.5, 0.7), Thresholds(0.71, 0.5, 0.7))
-    assert rewarded(rewards, completions, step=9)[0] == [0.0, 0.0]
+    assert rewarded(expert_rewards(last=Thresholds(0.71, 0.5, 0.7), first=loose), completions, step=9)[0] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_is_an_error_that_names_the_row(value: Any, tmp_path: Path) -> None:
-    row = expert()
+def test_a_reward_that_is_no_number_is_an_error_that_names_the_row(value: Any) -> None:
     with pytest.raises(TrainingError, match=r"household u1 at 2017-11-17 09:00: a reward is (None|nan|inf)"):
-        score_shelves([row], lambda: lambda tasks: [0.5, value, 0.5], tmp_path / "scores.json", say)
-    assert list(tmp_path.iterdir()) == []
-    rewards = ExplainerRewards([row], lambda tasks: [value], RECIPE, ["Milk for the week."])
+        tag_parts(lambda tasks: [0.5, value]).of([0], ['{"tags":["bread","dish soap"]}'])
+    rewards = ExplainerRewards([explainer()], lambda tasks: [value], RECIPE, ["Milk for the week."])
     with pytest.raises(TrainingError, match="a reward is"):
         rewarded(rewards, [text("Fresh bread for the whole week.")])
 
 
-def test_shelves_are_scored_once(tmp_path: Path) -> None:
-    kept, said = tmp_path / "scores.json", []
-    scores = score_shelves([expert()], lambda: lambda tasks: [0.1, 0.2, 0.3], kept, said.append)
-    assert scores == [dict(zip(SHELF, (0.1, 0.2, 0.3), strict=True))] and said == ["reward model: 1 of 1 shelves"]
-    assert score_shelves([expert()], lambda: lambda tasks: [], kept, say) == scores
+def test_tags_are_judged_by_what_may_be_trained_on(small_dir: Path) -> None:
+    facts = TagFacts(open_dataset(small_dir), open_embedder(Context().embedding_model))
+    row = replace(expert(), user_id="h1", as_of=AS_OF)
+    found = facts(row, ["infant formula", "white milk"])
+    assert [one.subject for one in found] == ["infant formula", "white milk"]
+    known = " ".join(fact.text for one in found for fact in one.facts if fact.name == "history")
+    assert "Milk" in known and "Formula" not in known  # it was in the last basket but one, which is held out
 
 
 def test_explanations_are_compared_with_what_was_written_before_them() -> None:
-    row = replace(expert(), tasks=[task("explanations", "")])
+    row = explainer()
     asked: list[list[str]] = []
 
     def scorer(tasks: Sequence[JudgeTask]) -> list[float]:
@@ -461,12 +497,13 @@ def test_a_shared_prompt_is_read_once_and_says_the_same(small_model: str, order:
         torch.testing.assert_close(value.grad, gradients[name], atol=1e-3, rtol=1e-3)
 
 
-def test_answers_to_a_shared_prompt_are_those_to_each(small_model: str) -> None:
+@pytest.mark.parametrize("order", [[0, 0, 1], [0, 0, 0, 1, 1, 1], [0, 1, 0, 0]])
+def test_answers_to_a_shared_prompt_are_those_to_each(small_model: str, order: list[int]) -> None:
     model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     torch.manual_seed(1)
     for parameter in model.parameters():  # weights as they are drawn say nearly the same wherever a word stands
         torch.nn.init.normal_(parameter, std=0.3)
-    ids = torch.tensor([[0] * 8 + [4, 7, 9, 8]] * 2 + [[5, 6, 7, 8] * 3])
+    ids = torch.tensor([[0] * 8 + [4, 7, 9, 8], [5, 6, 7, 8] * 3])[order]
     asked = {"input_ids": ids, "attention_mask": (ids > 0).long(), "do_sample": True, "max_new_tokens": 8}
     torch.manual_seed(1)
     expected = model.generate(**asked)
@@ -474,13 +511,14 @@ def test_answers_to_a_shared_prompt_are_those_to_each(small_model: str) -> None:
     with generating(model, lambda ids, scores: scores):
         found = model.generate(**asked)
     assert torch.equal(found, expected)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_answers_are_held_to_their_schemas(small_model: str) -> None:
     model = LlamaForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(small_model)
-    grammars, rewards = Grammars(tokenizer, model.config.vocab_size), expert_rewards()
-    schemas = [rewards.schema(0).model_json_schema(), {"type": "object", "properties": {"n": {"enum": ["one"]}}}]
+    grammars, parts = Grammars(tokenizer, model.config.vocab_size), tag_parts()
+    schemas = [parts.schema(0).model_json_schema(), {"type": "object", "properties": {"n": {"enum": ["one"]}}}]
     schemas[1] |= {"required": ["n"], "additionalProperties": False}
     for _ in range(2):  # a grammar is for one call
         prompts = torch.tensor([[70, 71]] * 2)
@@ -489,7 +527,7 @@ def test_answers_are_held_to_their_schemas(small_model: str) -> None:
                 input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=True, max_new_tokens=60
             )
         tags, other = tokenizer.batch_decode(made[:, 2:], skip_special_tokens=True)
-        assert rewards.parts(0, tags) and '", "' not in tags
+        assert parts.of([0], [tags]) != [None] and '", "' not in tags
         assert other == '{"n":"one"}'
     assert "generate" not in vars(model)
 
@@ -516,10 +554,11 @@ def test_where_all_groups_are_dead_nothing_is_learnt(
     data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def parts(self: ExpertRewards, number: int, text: str) -> Parts | None:
-        return Parts(0, 0, 0, 0) if text == self._rows[number].answer else None
+    def parts(self: TagParts, numbers: Sequence[int], texts: Sequence[str]) -> list[Parts | None]:
+        pairs = zip(numbers, texts, strict=True)
+        return [Parts(0, 0, 0, 0) if text == self._rows[number].answer else None for number, text in pairs]
 
-    monkeypatch.setattr(ExpertRewards, "parts", parts)
+    monkeypatch.setattr(TagParts, "of", parts)
     run("expert", data, adapter, scorer_adapter, tmp_path / "out", recipe=replace(RECIPE, steps=2))
     history = read_history(tmp_path / "out")
     assert curve(history, "dead_groups")[1] == [1.0, 1.0] and curve(history, "valid")[1] == [0.0, 0.0]
@@ -547,9 +586,7 @@ def test_a_full_disk_is_explained_and_the_run_goes_on(
             run("expert", data, adapter, scorer_adapter, out)
     assert (out / "checkpoint-2" / "trainer_state.json").is_file() and (out / "checkpoint-4").is_dir()
     said: list[str] = []
-    card = train_policy(
-        "expert", data, str(adapter), str(scorer_adapter), "crs", out, RECIPE, None, "", said.append, "command"
-    )
+    card = run("expert", data, adapter, scorer_adapter, out, report=said.append)
     assert card["steps"] == 4
     assert any("checkpoint-4 is not whole" in line for line in said)
     assert any("training from" in line and "checkpoint-2" in line for line in said)

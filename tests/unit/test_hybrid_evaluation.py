@@ -195,7 +195,16 @@ def test_the_command_measures_all_ways_and_asks_nothing_twice(
         return Reply('"Grocery"' if agent == "perception" else good_answer(agent, body))
 
     server.answer = answer
-    common = ["eval", "hybrid", "--dataset", "shop", "--model", tiny_model, "--base-url", server.base_url]
+    common = [
+        "eval",
+        "hybrid",
+        "--dataset",
+        str(tmp_path / "shop"),
+        "--model",
+        tiny_model,
+        "--base-url",
+        server.base_url,
+    ]
     common += ["--users", "2", "--questions", "2", "--agreements", "1", "--set", "vocabulary=any"]
 
     def run(*more: str, code: int = 0) -> str:

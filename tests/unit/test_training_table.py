@@ -188,8 +188,8 @@ def test_the_command_measures_arms_one_after_another_and_goes_on(
 
     server.answer = answer
     url, asked = reward
-    common = ["eval", "training", "--dataset", "shop", "--base-url", server.base_url, "--set", "vocabulary=any"]
-    common += ["--set", "tags_per_expert=15"]
+    common = ["eval", "training", "--dataset", str(tmp_path / "shop"), "--base-url", server.base_url]
+    common += ["--set", "vocabulary=any", "--set", "tags_per_expert=15"]
     common += ["--reward", "scorer", "--reward-url", url]
 
     def command(*more: str, code: int = 0) -> str:

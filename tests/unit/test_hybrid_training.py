@@ -23,7 +23,7 @@ USER = [
 
 def _table() -> pl.DataFrame:
     row = ("planner", "hybrid", "u1", AS_OF, "train", "You plan.", json.dumps(USER), '{"personas":[]}', 0, 0)
-    return pl.DataFrame([(*row, True, [], [], "")], schema=SCHEMA, orient="row")
+    return pl.DataFrame([(*row, True, [], [], None, "")], schema=SCHEMA, orient="row")
 
 
 @pytest.mark.parametrize("tokens", [1, 2])

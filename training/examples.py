@@ -334,12 +334,12 @@ class Builder:
             shelf=shelf,
         )
         texts = list(dict.fromkeys(tag_text(_leaf(proposal)) for proposal in proposals))
-        own = list(dict.fromkeys(tag_text(line.leaf) for line in shelf))
+        own = tuple(dict.fromkeys(tag_text(line.leaf) for line in shelf))
         example = _example(
             "expert",
             expert_values(task, len(texts)),
             TagList(tags=texts),
-            tags_schema(len(texts), tuple(own)),
+            tags_schema(len(texts), own),
             [leaf for leaf in proposals if isinstance(leaf, Future)],
             kind=_kind(task, proposals),
         )

@@ -68,8 +68,8 @@ GPU = GrpoRecipe(
 )
 RECIPES: dict[str, dict[Agent, GrpoRecipe]] = {
     "cpu": {
-        # The reward model reads every different tag of a group: on a CPU that is half of a step, and less at the
-        # temperature that experts are served with.
+        # The reward model reads every different tag of a group, which takes long on a CPU: at the temperature that
+        # experts are served with there are fewer.
         "expert": replace(CPU, prompts=3, steps=30, temperature=0.7, validation_prompts=12),
         "explainer": CPU,
     },

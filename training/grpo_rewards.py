@@ -236,7 +236,9 @@ def answer_thresholds(
     if not found:
         raise DatasetError("no answer of the training data has tags of the catalogue alone: make the data anew")
     limits = thresholds_at(found, recipe.start), thresholds_at(found, recipe.end)
-    kept.write_text(json.dumps([asdict(one) for one in limits]))
+    partial_file = kept.with_suffix(".partial")
+    partial_file.write_text(json.dumps([asdict(one) for one in limits]))
+    partial_file.rename(kept)
     return limits
 
 

@@ -702,6 +702,14 @@ def test_a_server_answers_by_the_policy_as_it_is(
     assert curve(read_history(out), "completions/mean_length")[1] == [3.0, 3.0]
 
 
+def test_a_server_answers_at_temperature_1_alone(
+    data: Path, adapter: Path, scorer_adapter: Path, tmp_path: Path
+) -> None:
+    warm = replace(RECIPE, temperature=0.7)
+    with pytest.raises(SettingError, match=r"samples at 0\.7: leave out --base-url"):
+        run("expert", data, adapter, scorer_adapter, tmp_path / "out", recipe=warm, base_url="http://127.0.0.1:9/v1")
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [("refused", "refused the prompts"), ("bare", "without token ids"), ("few", "gave 1 answers to 2 prompts")],

@@ -18,7 +18,6 @@ from eval.splits import Case
 from eval.tags import TagRun
 from tests.scripted_server import MODEL, ScriptedServer
 from tools.dataset import Dataset, DatasetInfo, open_dataset, write_dataset
-from tools.datasets import completejourney
 from tools.logs import configure_logging
 
 ROOT = Path(__file__).parents[1]
@@ -72,16 +71,8 @@ def quiet_log() -> None:
 
 
 @pytest.fixture(scope="session")
-def journey_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real data set, built once a session."""
-    directory = tmp_path_factory.mktemp("data") / "completejourney"
-    completejourney.build(directory, lambda message: None)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def prepared_dir() -> Path:
-    """The real data set with its index, as `make data` prepares it: embedding its titles takes a minute."""
+def journey_dir() -> Path:
+    """The real data set as `make data` prepares it with the code under test: embedding its titles takes a minute."""
     directory = ROOT / "data" / "completejourney"
     assert (directory / "index").is_dir(), "run `make data` first"
     return directory

@@ -50,8 +50,8 @@ def test_an_interval_holds_its_mean() -> None:
     assert estimate([0.3]).low == 0.3
 
 
-def test_arms_are_compared_on_the_same_households(prepared_dir: Path) -> None:
-    journey = open_dataset(prepared_dir)
+def test_arms_are_compared_on_the_same_households(journey_dir: Path) -> None:
+    journey = open_dataset(journey_dir)
     cases = basket_cases(journey, VALIDATION_BASKET, 3, 7)
     oracle = [_run(case, sorted(case.target)) for case in cases]
     blind = [_run(case, ["white milk"]) for case in cases[:2]]

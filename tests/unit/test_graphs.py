@@ -335,16 +335,16 @@ async def test_a_refused_request_is_not_repeated(context: Context, server: Scrip
 
 
 async def test_a_history_beyond_the_window_keeps_the_newest_and_most_telling_lines(
-    prepared_dir: Path, context: Context, server: ScriptedServer
+    journey_dir: Path, context: Context, server: ScriptedServer
 ) -> None:
     server.window = 2000
-    result = await recommend(context, "1385", dataset=prepared_dir, planner_tokens=1_000_000)
+    result = await recommend(context, "1385", dataset=journey_dir, planner_tokens=1_000_000)
     usage, lines = result.usage, result.household.history
     lines, of_items = lines[: usage.history_lines], lines[usage.history_lines :]
     assert len(lines) == usage.history_lines > 10
     shown = {item.category[-1] for item in result.items}
     assert {line.leaf for line in of_items} <= shown - {line.leaf for line in lines}
-    bought = {line.leaf for line in read_history(open_dataset(prepared_dir), "1385", AS_OF)}
+    bought = {line.leaf for line in read_history(open_dataset(journey_dir), "1385", AS_OF)}
     assert shown & bought <= {line.leaf for line in result.household.history}
     assert usage.history_lines_cut == 343 - len(lines)
     assert any(

@@ -248,10 +248,10 @@ async def test_an_item_without_a_title_is_no_entity(
 
 
 async def test_more_history_than_its_lines_show_is_told_day_by_day(
-    prepared_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
+    journey_dir: Path, context: Context, server: ScriptedServer, table: EntityTable
 ) -> None:
     """Household 1385 has 343 lines: sixty of them are numbered, what else it bought stands in its days."""
-    hybrid = context.model_copy(update={"dataset": prepared_dir, "representation": "hybrid"})
+    hybrid = context.model_copy(update={"dataset": journey_dir, "representation": "hybrid"})
     state = await graph.ainvoke(Request(user_id="1385", as_of=AS_OF), context=hybrid)
     household = state["household"]
     assert len(household.days) == 34

@@ -123,9 +123,9 @@ def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path)
         load_ranker(other)
 
 
-def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(prepared_dir: Path) -> None:
+def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(journey_dir: Path) -> None:
     torch.manual_seed(0)
-    dataset = open_dataset(prepared_dir)
+    dataset = open_dataset(journey_dir)
     towers = open_towers(dataset, open_embedder(PACKAGED_MODEL), TOWERS)
     utility = UtilityChannel(Ranker(Network().eval(), 0.0), towers, no_occasions(dataset))
     cases = basket_cases(dataset, VALIDATION_BASKET, 4, SEED)

@@ -48,8 +48,8 @@ def test_a_line_a_household_that_fits_the_published_schema(small_dir: Path, serv
     assert "2 households, 12 items, 0 failures" in said
 
 
-def test_real_households_with_a_model_that_answers_well(prepared_dir: Path, server: ScriptedServer) -> None:
-    code, _, lines = run(prepared_dir, server, "--sample", "3", "--seed", "7", *AS_OF)
+def test_real_households_with_a_model_that_answers_well(journey_dir: Path, server: ScriptedServer) -> None:
+    code, _, lines = run(journey_dir, server, "--sample", "3", "--seed", "7", *AS_OF)
     assert code == 0
     for line in lines:
         assert len({persona["name"] for persona in line["personas"]}) >= 2

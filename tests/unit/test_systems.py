@@ -35,8 +35,8 @@ CALL = CallRecord(
 
 
 @pytest.fixture
-def run(prepared_dir: Path, tmp_path: Path) -> Evaluation:
-    return open_evaluation(open_dataset(prepared_dir), tmp_path, 3)
+def run(journey_dir: Path, tmp_path: Path) -> Evaluation:
+    return open_evaluation(open_dataset(journey_dir), tmp_path, 3)
 
 
 def final_tag(leaf: str) -> Tag:

@@ -44,7 +44,7 @@ from eval.tags import Tagger, TagRun, compare_arms, read_own_runs, read_runs, ru
 from graphs.intent import graph as intent_graph
 from recgpt.console import complain, console, reporting, say
 from recgpt.output import counted_output, cut_to_whole_lines
-from recgpt.recommend import resolve_context, serve_for
+from recgpt.recommend import PATIENT, resolve_context, serve_for
 from tools.answers import open_answers
 from tools.dataset import open_dataset
 from tools.embedding import Embedder, open_embedder
@@ -55,6 +55,8 @@ from tools.retrieval import embed_catalog
 LOG = Path("runs/eval.log.jsonl")
 ANSWERS = Path("runs/answers.sqlite")
 """Arms share what they ask alike, and a run that is repeated asks nothing."""
+EVALUATION = (f"answers={ANSWERS}", PATIENT)
+"""Settings of every evaluation, which `--set` may change."""
 SHIPPED_ANSWERS = Path(__file__).parent.parent / "eval" / "answers.jsonl.xz"
 """What the README's figures were made from."""
 
@@ -85,7 +87,7 @@ def arm(
     setting: Setting = None,
 ) -> None:
     """Run planner, experts and arbiter before households' last basket but one (validation): one arm of `compare`."""
-    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    context = resolve_context([*EVALUATION, *(setting or [])], dataset=dataset, base_url=base_url, model=model)
     cases = basket_cases(open_dataset(context.dataset), VALIDATION_BASKET, users, seed)
     with ExitStack() as stack:
         stack.enter_context(logging_to(LOG))
@@ -106,7 +108,7 @@ def tags(
     setting: Setting = None,
 ) -> None:
     """Let V1 and V2 write tags before households' last baskets and at the start of the environment weeks."""
-    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    context = resolve_context([*EVALUATION, *(setting or [])], dataset=dataset, base_url=base_url, model=model)
     run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
     _run_systems(run, context, week_users, profile, concurrency)
     _measure(run, context)
@@ -140,7 +142,7 @@ def everything(
     setting: Setting = None,
 ) -> None:
     """All of it: recommenders that read no text, V1 and V2, both channels together, figures and a page with plots."""
-    context = resolve_context([f"answers={ANSWERS}", *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    context = resolve_context([*EVALUATION, *(setting or [])], dataset=dataset, base_url=base_url, model=model)
     run = open_evaluation(open_dataset(context.dataset), out, None if everyone else users)
     with reporting("recommenders that read no text") as step:
         list_classical(run, step)

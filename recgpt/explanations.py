@@ -24,7 +24,7 @@ from eval.lines import read_json_lines
 from eval.offline import write_metrics
 from eval.splits import evaluation_cases
 from recgpt.console import complain, reporting, say
-from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Model, Out, Profile, Setting, Users
+from recgpt.evaluate import EVALUATION, LOG, BaseUrl, Concurrency, DatasetOption, Model, Out, Profile, Setting, Users
 from recgpt.judge import digest_of, judge_digest
 from recgpt.output import counted_output, cut_to_whole_lines
 from recgpt.recommend import resolve_context, resolve_judge, serve_for
@@ -49,7 +49,7 @@ def explanations(
     setting: Setting = None,
 ) -> None:
     """Explain the same items of the same households as V1 and as V2 do, and have the judge grade both."""
-    settings = [f"answers={ANSWERS}", *(setting or [])]
+    settings = [*EVALUATION, *(setting or [])]
     context = resolve_context(settings, dataset=dataset, base_url=base_url, model=model)
     judging = resolve_judge(settings, dataset=dataset, base_url=base_url, model=judge or model)
     cases = evaluation_cases(open_dataset(context.dataset), skip + users)[skip:]

@@ -45,7 +45,7 @@ from graphs.intent import graph
 from prompts.template import load_prompt
 from recgpt.console import complain, reporting, say
 from recgpt.evaluate import (
-    ANSWERS,
+    EVALUATION,
     LOG,
     BaseUrl,
     Concurrency,
@@ -75,8 +75,6 @@ from training.runs import claim
 OUT = Path("runs/eval/hybrid")
 FITTING = (7000, 7600)
 """Tokens of the prompts whose prefill is timed: the longest that the default model's window still takes as text."""
-PREFILL_TIMEOUT = 3600.0
-"""Seconds: 32 users with long texts wait for each other."""
 
 
 def hybrid(
@@ -107,7 +105,7 @@ def hybrid(
         raise SettingError(f"there is no arm {', '.join(unknown)}; take some of {', '.join(ARMS)}")
     if "hybrid" not in chosen and set(chosen) & set(BUDGETED) and not (out / "hybrid.jsonl").exists():
         raise SettingError(f"{' and '.join(BUDGETED)} have the length of hybrid prompts: ask for --arm hybrid too")
-    settings = [f"answers={ANSWERS}", *(setting or []), "representation=hybrid", f"planner_tokens={UNBOUNDED}"]
+    settings = [*EVALUATION, *(setting or []), "representation=hybrid", f"planner_tokens={UNBOUNDED}"]
     context = resolve_context(settings, dataset=dataset, base_url=base_url, model=model)
     data, embedder = open_dataset(context.dataset), open_embedder(context.embedding_model)
     trained = load_adaptor(context.adaptor, weights_name(context.model), embedder.name)
@@ -213,7 +211,7 @@ def _time_prefills(
         say(f"prefill is not timed: no household, or none asked for, has {FITTING[0]} to {FITTING[1]} tokens of text")
         return {}
     prompts = {"text": [prompt[False] for prompt in long], "hybrid": [prompt[True] for prompt in long]}
-    asking = {way: replace(endpoints[way], answers=None, timeout=PREFILL_TIMEOUT) for way in prompts}
+    asking = {way: replace(endpoints[way], answers=None) for way in prompts}
     figures = asyncio.run(prefill_figures(asking, prompts, step))
     write_metrics(kept, figures)
     return figures

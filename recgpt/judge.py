@@ -43,9 +43,9 @@ from eval.offline import write_metrics
 from prompts.rubric import Label, Rubric, Subject, load_rubrics
 from prompts.template import load_prompt
 from recgpt.console import complain, console, reporting, say
-from recgpt.evaluate import ANSWERS, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
+from recgpt.evaluate import EVALUATION, LOG, BaseUrl, Concurrency, DatasetOption, Out, Profile, Setting
 from recgpt.output import Write, counted_output, cut_to_whole_lines, open_output, write_whole
-from recgpt.recommend import resolve_context, resolve_judge, serve_for
+from recgpt.recommend import PATIENT, resolve_context, resolve_judge, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import SettingError
@@ -103,8 +103,8 @@ def sample(
     setting: Setting = None,
 ) -> None:
     """Let the policy write candidates for the households of `recgpt judge data`, and the judge grade them."""
-    policy = resolve_context(setting or [], dataset=dataset, base_url=base_url, model=model)
-    judging = resolve_judge(setting or [], dataset=dataset, base_url=base_url, model=judge)
+    policy = resolve_context([PATIENT, *(setting or [])], dataset=dataset, base_url=base_url, model=model)
+    judging = resolve_judge([PATIENT, *(setting or [])], dataset=dataset, base_url=base_url, model=judge)
     drafts, texts = out / "drafts.jsonl", out / TEXTS.name
     weights = {"policy": weights_name(policy.model), "judge": weights_name(judging.model)}
     settings = sorted(setting or [])
@@ -260,7 +260,7 @@ def evaluate(
     for name, model in {"tuned": tuned, "untuned": untuned}.items():
         if not model:
             continue
-        context = resolve_judge([f"answers={ANSWERS}", *(setting or [])], base_url=base_url, model=model)
+        context = resolve_judge([*EVALUATION, *(setting or [])], base_url=base_url, model=model)
         claim(
             out / name,
             {

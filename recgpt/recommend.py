@@ -33,6 +33,9 @@ from tools.serving import named_profile, running_server, served_models
 
 MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"]
 LOG = Path("runs/recommend.log.jsonl")
+PATIENT = "request_timeout=3600"
+"""Of runs that ask about many households at a time, where a call waits for the others: with 16 on two slow cores a
+planner's took 150 s on the mean, and reading the longest text that the window holds takes a minute alone."""
 JUDGE_BASE_URL = "http://127.0.0.1:8401/v1"
 """Where the judge's server is started, if it needs one of its own."""
 

@@ -17,7 +17,7 @@ from eval.judged import read_judged
 from eval.tags import read_runs
 from recgpt.console import progress_bar, reporting, say
 from recgpt.output import cut_to_whole_lines, open_output
-from recgpt.recommend import resolve_context, serve_for
+from recgpt.recommend import PATIENT, resolve_context, serve_for
 from tools.dataset import open_dataset
 from tools.embedding import PACKAGED_MODEL
 from tools.errors import SettingError
@@ -98,7 +98,7 @@ def alignment(
     """Ask planner and arbiter full-text prompts of training households: what `adaptor` learns to answer alike."""
     if out.suffix == ".xz":
         raise SettingError(f"{out} can't be gone on with: write JSON lines, and compress them when they are complete")
-    settings = ["representation=text", "planner_tokens=3000", *(setting or [])]
+    settings = [PATIENT, "representation=text", "planner_tokens=3000", *(setting or [])]
     # Answers that were kept run no model, and it is the model's own words that are wanted.
     context = resolve_context(settings, base_url=base_url, model=model).model_copy(update={"answers": None})
     cut_to_whole_lines(out)

@@ -35,7 +35,7 @@ from eval.training import (
 )
 from recgpt.console import complain, console, reporting, say
 from recgpt.evaluate import (
-    ANSWERS,
+    EVALUATION,
     LOG,
     BaseUrl,
     Concurrency,
@@ -109,7 +109,7 @@ def training(
     files = {name: Path(file) for name, file in _named(explanations or [], "--explanations", example).items()}
     told = explanation_figures(files)
     models = {chosen: DEFAULT_MODEL, "v1": DEFAULT_MODEL, "base": BASE_MODEL, **given}
-    settings = [f"answers={ANSWERS}", *(setting or [])]
+    settings = [*EVALUATION, *(setting or [])]
     contexts = {
         name: resolve_context(settings, dataset=dataset, base_url=base_url, model=models[name])
         for name in ARMS

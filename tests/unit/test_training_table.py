@@ -179,6 +179,7 @@ def test_the_command_measures_arms_one_after_another_and_goes_on(
     def serve(stack: ExitStack, context: Context, profile: str) -> None:
         server.model = context.model
         served.append(context.model)
+        assert context.request_timeout == 3600  # many households wait for each other
 
     monkeypatch.setattr("recgpt.evaluate.serve_for", serve)
 

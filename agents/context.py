@@ -123,10 +123,11 @@ class Context(BaseSettings):
         json_schema_extra=_for_nodes("fill_shelves", "retrieve_items"),
     )
     exploration: float = Field(
-        0.5,
+        0.3,
         ge=0,
         le=10,
-        description="what it is worth that an item comes from tags, where the likeliest item of all is worth 1",
+        description="what it is worth that a tag found something new to the household, where the likeliest item of all "
+        "is worth 1; chosen on validation baskets",
         json_schema_extra=_for_nodes("retrieve_items"),
     )
     conversion_floor: float = Field(

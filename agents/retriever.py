@@ -57,8 +57,9 @@ async def retrieve_items(state: RecommendState, runtime: Runtime[Context]) -> Re
 def page_program(proposed: Sequence[Candidate], context: Context, count: int) -> Program:
     """The quadratic program (section 8) of a page of `count` leaves.
 
-    A leaf is worth its chance, the best being worth 1, and `context.exploration` more where it comes from tags; the
-    mean chance of what is shown may not fall below `context.conversion_floor` of the best possible.
+    A leaf is worth its chance, the best being worth 1, and `context.exploration` more where a tag found it and the
+    household never bought it (what it did buy, the utility channel proposes anyway); the mean chance of what is shown
+    may not fall below `context.conversion_floor` of the best possible.
 
     Args:
         proposed: by the channels; at least `count`, and their chances above zero.
@@ -66,9 +67,9 @@ def page_program(proposed: Sequence[Candidate], context: Context, count: int) ->
         count: exposures, at least one.
     """
     conversion = np.array([candidate.chance for candidate in proposed])
-    explored = np.array([context.exploration * (candidate.source == "cognitive") for candidate in proposed])
+    explores = np.array([candidate.source == "cognitive" and candidate.new for candidate in proposed])
     floor = context.conversion_floor * float(np.sort(conversion)[::-1][:count].mean())
-    worth = conversion / conversion.max() + explored
+    worth = conversion / conversion.max() + context.exploration * explores
     return Program(worth, conversion, floor, least=count, most=count, smoothing=SMOOTHING)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import settings
 
 from agents.context import Context
 from agents.schemas import CallRecord, ProposedTag, Tag
@@ -22,6 +23,9 @@ from tools.logs import configure_logging
 
 ROOT = Path(__file__).parents[1]
 AS_OF = datetime(2017, 11, 17, 9, 0)
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 def is_loopback(address: object) -> bool:

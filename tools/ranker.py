@@ -220,6 +220,8 @@ class Candidate:
     source: Source
     chance: float
     """To be bought at the next visit."""
+    new: bool
+    """The household never bought it."""
 
 
 def rank_candidates(
@@ -244,8 +246,10 @@ def rank_candidates(
     """
     table = read_leaf_table(dataset, user_id, as_of, towers, occasions)
     chances = ranker.chances(table, tagged)
-    proposed = candidates(table, tagged, towers)
-    return {leaf: Candidate(source, float(chances[table.row[leaf]])) for leaf, source in proposed.items()}
+    rows = {leaf: (source, table.row[leaf]) for leaf, source in candidates(table, tagged, towers).items()}
+    return {
+        leaf: Candidate(source, float(chances[row]), new=not table.bought[row]) for leaf, (source, row) in rows.items()
+    }
 
 
 def leaf_chances(

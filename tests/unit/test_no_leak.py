@@ -108,7 +108,7 @@ def leaks(read: Reader, dataset: Dataset, case: Case, seed: int) -> bool:
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, HOUSEHOLDS - 1), seed=st.integers(0, 1000))
 def test_no_reader_sees_the_future(name: str, few: Dataset, number: int, seed: int) -> None:
     case = evaluation_cases(few, HOUSEHOLDS)[number]

@@ -16,7 +16,9 @@ from tools.ranker import Candidate, Source
 
 CHANCES = [0.5, 0.4, 0.3, 0.1, 0.1, 0.05]
 SOURCES: list[Source] = ["habit", "habit", "towers", "cognitive", "cognitive", "cognitive"]
-PROPOSED = [Candidate(source, chance) for source, chance in zip(SOURCES, CHANCES, strict=True)]
+PROPOSED = [
+    Candidate(source, chance, new=source == "cognitive") for source, chance in zip(SOURCES, CHANCES, strict=True)
+]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,15 @@ def test_a_floor_between_mixes_the_channels() -> None:
     assert {SOURCES[row] for row in shown} == {"habit", "cognitive"}
 
 
-candidates = st.builds(Candidate, st.sampled_from(["habit", "towers", "cognitive"]), st.floats(1e-4, 1.0))
+def test_a_tag_for_what_is_bought_anyway_explores_nothing() -> None:
+    known, new = (Candidate("cognitive", chance, new) for chance, new in ((0.2, False), (0.1, True)))
+    context = Context(exploration=5.0, conversion_floor=0.0)
+    assert whole_exposures(page_program([Candidate("habit", 0.3, False), known, new], context, 2), 2) == [2, 0]
+
+
+candidates = st.builds(
+    Candidate, st.sampled_from(["habit", "towers", "cognitive"]), st.floats(1e-4, 1.0), st.booleans()
+)
 
 
 @given(st.lists(candidates, min_size=1, max_size=40), st.floats(0, 10), st.floats(0, 1), st.integers(1, 10))

@@ -12,7 +12,7 @@ from eval.metrics import estimate, hit_rate_at_k
 from eval.splits import TRAIN_END, VALIDATION_BASKET, Case, basket_cases
 from eval.tags import TagRun, compare_arms, read_own_runs, run_cases, settings_of
 from tests.conftest import AS_OF, tag_run
-from tools.dataset import Dataset, open_dataset
+from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import OutputError, ServerUnreachableError
 from tools.retrieval import popular_leaves
@@ -50,8 +50,7 @@ def test_an_interval_holds_its_mean() -> None:
     assert estimate([0.3]).low == 0.3
 
 
-def test_arms_are_compared_on_the_same_households(journey_dir: Path) -> None:
-    journey = open_dataset(journey_dir)
+def test_arms_are_compared_on_the_same_households(journey: Dataset) -> None:
     cases = basket_cases(journey, VALIDATION_BASKET, 3, 7)
     oracle = [_run(case, sorted(case.target)) for case in cases]
     blind = [_run(case, ["white milk"]) for case in cases[:2]]

@@ -33,7 +33,7 @@ from recgpt.cli import app
 from tests.conftest import AS_OF, tag_run, write_small_dataset
 from tests.scripted_server import MODEL, Reply, ScriptedServer, good_answer
 from tools.adaptor import Adaptor, AdaptorShape, load_adaptor, save_adaptor
-from tools.dataset import open_dataset
+from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import ServerError
 from tools.hybrid import Reading
@@ -93,7 +93,7 @@ def test_text_is_cut_to_each_household_own_hybrid_prompt() -> None:
     assert hybrid_budgets(runs) == {"a": 900, "b": 300}
 
 
-def test_arms_are_compared_on_the_households_that_both_have(journey_dir: Path) -> None:
+def test_arms_are_compared_on_the_households_that_both_have(journey: Dataset) -> None:
     leaves = ["White Milk", "Shredded Cheese"]
     cases = [Case(user, AS_OF, frozenset(leaves), frozenset(["White Milk"])) for user in "abc"]
 
@@ -106,12 +106,12 @@ def test_arms_are_compared_on_the_households_that_both_have(journey_dir: Path) -
         "hybrid": runs({"a": sorted(found), "b": ["white milk"], "c": ["white milk"]}),
         "text": runs({"a": ["white milk"], "b": ["white milk"]}),
     }
-    figures = hit_figures(arms, open_dataset(journey_dir), open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
+    figures = hit_figures(arms, journey, open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
     assert figures["hr@30.all.hybrid"].mean == pytest.approx(2 / 3)
     assert figures["hr@30.all.hybrid-text"].mean == pytest.approx(0.25) and figures["hr@30.all.hybrid-text"].n == 2
     assert figures["hr@30.all.hybrid/text"].mean == pytest.approx(0.5)
     assert figures["hr@30.new.hybrid"].mean == pytest.approx(1 / 3)
-    alone = hit_figures({"text": arms["text"]}, open_dataset(journey_dir), open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
+    alone = hit_figures({"text": arms["text"]}, journey, open_embedder(PACKAGED_MODEL))  # type: ignore[arg-type]
     assert set(alone) == {"hr@30.all.text", "hr@30.new.text"}
 
 

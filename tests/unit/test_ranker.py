@@ -14,7 +14,7 @@ from eval.splits import SEED, TEST_BASKET, VALIDATION_BASKET, Case, basket_cases
 from eval.tags import TagRun
 from tests.conftest import AS_OF, tag_run
 from tools import purchases
-from tools.dataset import Dataset, open_dataset
+from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.errors import DatasetError, ModelFilesError
 from tools.occasions import no_occasions
@@ -123,22 +123,21 @@ def test_a_saved_ranker_comes_back_or_is_refused(small: Dataset, tmp_path: Path)
         load_ranker(other)
 
 
-def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(journey_dir: Path) -> None:
+def test_what_a_tag_is_worth_is_chosen_on_validation_baskets(journey: Dataset) -> None:
     torch.manual_seed(0)
-    dataset = open_dataset(journey_dir)
-    towers = open_towers(dataset, open_embedder(PACKAGED_MODEL), TOWERS)
-    utility = UtilityChannel(Ranker(Network().eval(), 0.0), towers, no_occasions(dataset))
-    cases = basket_cases(dataset, VALIDATION_BASKET, 4, SEED)
-    path_of = {path[-1]: path for path in leaf_paths(dataset)}
+    towers = open_towers(journey, open_embedder(PACKAGED_MODEL), TOWERS)
+    utility = UtilityChannel(Ranker(Network().eval(), 0.0), towers, no_occasions(journey))
+    cases = basket_cases(journey, VALIDATION_BASKET, 4, SEED)
+    path_of = {path[-1]: path for path in leaf_paths(journey)}
     runs = [tagged_run(case, [path_of[leaf] for leaf in sorted(case.target)]) for case in cases]
-    chosen, values = choose_tag_bonus(utility, dataset, runs)
+    chosen, values = choose_tag_bonus(utility, journey, runs)
     assert chosen.ranker.tag_bonus > 0  # the tags name what was bought
     assert values[str(chosen.ranker.tag_bonus)] == max(values.values()) > values["0.0"]
-    none, nothing = choose_tag_bonus(utility, dataset, [])
+    none, nothing = choose_tag_bonus(utility, journey, [])
     assert none.ranker.tag_bonus == 0 and nothing == {}
-    tested = basket_cases(dataset, TEST_BASKET, 1, SEED)[0]
+    tested = basket_cases(journey, TEST_BASKET, 1, SEED)[0]
     with pytest.raises(DatasetError, match="no validation basket"):
-        choose_tag_bonus(chosen, dataset, [tagged_run(tested, [])])
+        choose_tag_bonus(chosen, journey, [tagged_run(tested, [])])
 
 
 def tagged_run(case: Case, paths: list[list[str]]) -> TagRun:

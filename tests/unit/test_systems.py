@@ -14,7 +14,7 @@ from eval.systems import allocation_figures, list_systems, open_utility, read_sy
 from eval.tags import settings_of
 from prompts.template import load_prompt
 from tests.conftest import tag_run
-from tools.dataset import open_dataset
+from tools.dataset import Dataset
 from tools.embedding import PACKAGED_MODEL, open_embedder
 from tools.ranker import RANKER
 from tools.ranker import WEIGHTS as RANKER_WEIGHTS
@@ -35,8 +35,8 @@ CALL = CallRecord(
 
 
 @pytest.fixture
-def run(journey_dir: Path, tmp_path: Path) -> Evaluation:
-    return open_evaluation(open_dataset(journey_dir), tmp_path, 3)
+def run(journey: Dataset, tmp_path: Path) -> Evaluation:
+    return open_evaluation(journey, tmp_path, 3)
 
 
 def final_tag(leaf: str) -> Tag:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from agents.context import Context
+from langgraph.runtime import Runtime
+
+from agents.context import Context, context_of
 from agents.judging import explanation_judge_task
 from agents.schemas import AgentUsage, CallRecord, ExplanationTask, JudgeTask, RecommendedItem, Request, Usage
 from agents.state import RecommendState, new_run
@@ -14,9 +16,10 @@ from agents.wording import own_lines
 from tools.signals import bearing_on
 
 
-async def open_request(state: Request) -> dict[str, Any]:
-    """Note when the request came; nothing of an earlier one in its thread stays."""
-    return {**new_run(RecommendState), "as_of": state.as_of, "started": time.time()}
+async def open_request(state: Request, runtime: Runtime[Context]) -> dict[str, Any]:
+    """Note when the request came, and its settings; nothing of an earlier one in its thread stays."""
+    settings = context_of(runtime).chosen
+    return {**new_run(RecommendState), "as_of": state.as_of, "started": time.time(), "settings": settings}
 
 
 async def collect_explanations(state: RecommendState) -> RecommendState:

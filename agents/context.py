@@ -30,6 +30,8 @@ TEXT_TOKENS = 1500
 UNBOUNDED = 1_000_000
 """Tokens of a prompt that nothing but the window bounds."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
+WHERE = frozenset({"base_url", "judge_base_url", "api_key", "request_timeout", "answers", "weather"})
+"""Settings that say how something is reached, not what is asked of it; an address may hold a key."""
 
 
 def _for_nodes(*nodes: str, **extra: str) -> dict[str, Any]:
@@ -243,6 +245,11 @@ class Context(BaseSettings):
         hybrid = self.representation == "hybrid" and agent in HYBRID_AGENTS
         entities = EntitySource(self.dataset / "index", self.adaptor, self.embedding_model, model) if hybrid else None
         return Endpoint(base_url, model, self.api_key, self.request_timeout, self.answers, entities)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not the defaults, as JSON values, but for `WHERE`."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(WHERE))
 
     @property
     def planner_budget(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NaiveDatetime,
     StringConstraints,
     WithJsonSchema,
@@ -317,6 +318,7 @@ class Recommendation(Record):
 
     user_id: str
     as_of: NaiveDatetime
+    settings: dict[str, JsonValue] = Field(description="of the request, where they are not the defaults")
     household: Household
     personas: list[Persona]
     tags: list[Tag]

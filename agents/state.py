@@ -116,5 +116,6 @@ class RecommendState(IntentState, Explained, Judged, total=False):
     """State of the graphs `recommend` and `recgpt_v1`: that of `intent` or `routes`, and what is built upon it."""
 
     started: float
+    settings: dict[str, Any]
     items: list[RecommendedItem]
     usage: Usage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from agents.context import JUDGE_AGENTS
 from agents.schemas import Recommendation
 from recgpt.console import progress_bar
 from tools.errors import OutputError
@@ -117,12 +116,12 @@ def cut_to_whole_lines(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def finished_users(path: Path | None, resume: bool, moment: datetime, models: Collection[str], judge: bool) -> set[str]:
+def finished_users(path: Path | None, resume: bool, moment: datetime, settings: Mapping[str, object]) -> set[str]:
     """Users that an output file has already; a last line that a crash cut in two is taken off.
 
     Raises:
-        OutputError: the file is there and was not to be continued, is of another moment or model, or has verdicts where
-            this run has none, or none where it has. Of other settings its lines do not tell.
+        OutputError: the file is there and was not to be continued, or is of another moment or of other settings
+            (`Context.chosen`).
     """
     if path is None or not path.exists():
         return set()
@@ -131,21 +130,22 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, models: Co
     cut_to_whole_lines(path)
     users = set()
     for line in read_lines(path):
-        used = {name for agent in line.usage.by_agent.values() for name in agent.models}
-        if used - set(models):
-            raise OutputError(
-                f"{path} was made with the model {', '.join(used)}, not {', '.join(models)}; give another name"
-            )
         if line.as_of != moment:
             raise OutputError(
                 f"{path} has household {line.user_id} as of {line.as_of}, this run is as of {moment}; "
                 "give the same --as-of, or another name"
             )
-        judged = bool(line.usage.by_agent.keys() & set(JUDGE_AGENTS)) or any(item.verdict for item in line.items)
-        if judged != judge and any(item.explanation for item in line.items):
-            found, wanted = ("with", "without") if judged else ("without", "with")
+        if line.settings != settings:
+            found, wanted = (_told(one, other) for one, other in ((line.settings, settings), (settings, line.settings)))
             raise OutputError(
-                f"{path} was made {found} --judge, this run is {wanted} it; do as before, or give another name"
+                f"{path} has household {line.user_id} with {found}, this run has {wanted}; "
+                "give the same settings, or another name"
             )
         users.add(line.user_id)
     return users
+
+
+def _told(settings: Mapping[str, object], other: Mapping[str, object]) -> str:
+    """What differs from other settings, in words; what is not in `settings` has its default."""
+    names = sorted(name for name in {*settings, *other} if settings.get(name) != other.get(name))
+    return ", ".join(f"{name}={settings.get(name, 'default')}" for name in names)

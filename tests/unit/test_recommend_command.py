@@ -45,6 +45,7 @@ def test_a_line_a_household_that_fits_the_published_schema(small_dir: Path, serv
     for line in lines:
         jsonschema.validate(line, published)
         assert len(line["items"]) >= 3
+        assert line["settings"] == {"dataset": str(small_dir), "model": MODEL}  # what differs from the defaults
     assert "2 households, 12 items, 0 failures" in said
 
 
@@ -154,13 +155,17 @@ def test_the_lines_beside_a_report_stay_until_others_can_be_made(
     assert [json.loads(line)["user_id"] for line in lines.read_text().splitlines()] == ["h2"]
 
 
-def test_lines_with_verdicts_and_without_are_not_mixed(small_dir: Path, server: ScriptedServer, tmp_path: Path) -> None:
+def test_lines_of_other_settings_are_not_mixed(small_dir: Path, server: ScriptedServer, tmp_path: Path) -> None:
     arguments = ["--set", "judge_model=" + MODEL, "--set", "items=1", "--user", "h1", *AS_OF]
-    for made, other, message in (
-        ([], ["--judge"], "was made without --judge, this run is with it"),
-        (["--judge"], [], "was made with --judge, this run is without it"),
+    kept = f"--set answers={tmp_path / 'answers.sqlite'}".split()  # where something is does not matter
+    for number, (made, other, message) in enumerate(
+        (
+            ([], ["--judge"], "has household h1 with judge=default, this run has judge=True"),
+            (["--judge", *kept], [], "has household h1 with judge=True, this run has judge=default"),
+            ([], ["--set", "final_tags=5"], "with final_tags=default, this run has final_tags=5; give the same"),
+        )
     ):
-        out = ["--out", str(tmp_path / f"{len(made)}.jsonl")]
+        out = ["--out", str(tmp_path / f"{number}.jsonl")]
         assert run(small_dir, server, *arguments, *out, *made)[0] == 0
         assert run(small_dir, server, *arguments, *out, *made, "--resume")[0] == 0
         code, said, _ = run(small_dir, server, *arguments, *out, *other, "--resume")

@@ -49,11 +49,11 @@ class HistoryLine(BaseModel):
         return self.category[-1] if self.category else None
 
     def rhythm(self, as_of: datetime) -> str:
-        """What was done and when, in words: `bought 9x, every 12 days, last 3 days ago`."""
+        """What was done and when, by the calendar, in words: `bought 9x, every 12 days, last 3 days ago`."""
         often = "once" if self.times == 1 else f"{self.times}x"
         every = self.every_days
         rhythm = f", every {max(round(every), 1)} days" if every and every <= LONGEST_RHYTHM_DAYS else ""
-        days = (as_of - self.last).days
+        days = (as_of.date() - self.last.date()).days
         ago = "today" if days == 0 else "yesterday" if days == 1 else f"{days} days ago"
         return f"{_DONE[self.action]} {often}{rhythm}, {'last ' if self.times > 1 else ''}{ago}"
 

@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -99,8 +99,14 @@ def test_history_lines_count_baskets_and_find_the_rhythm(small: Dataset) -> None
     lines = {line.text: line for line in read_history(small, "h1", AS_OF)}
     milk = lines["Store Brand White Milk, 1 gal"]
     assert (milk.times, milk.every_days, milk.leaf) == (4, 7.0, "White Milk")
-    assert milk.rhythm(AS_OF) == "bought 4x, every 7 days, last 25 days ago"
-    assert lines["Infant Formula, 13 oz"].rhythm(AS_OF) == "bought once, 2 days ago"
+    assert milk.rhythm(AS_OF) == "bought 4x, every 7 days, last 26 days ago"
+    formula = lines["Infant Formula, 13 oz"]
+    assert formula.rhythm(AS_OF) == "bought once, 3 days ago"
+    night = formula.last.replace(hour=23, minute=59)
+    of_night = formula.model_copy(update={"last": night})
+    assert of_night.rhythm(night + timedelta(minutes=2)) == "bought once, yesterday"
+    assert of_night.rhythm(night + timedelta(hours=30)) == "bought once, 2 days ago"
+    assert formula.rhythm(formula.last) == "bought once, today"
 
 
 def test_history_orders_by_weight_then_numbers_by_category(small: Dataset) -> None:

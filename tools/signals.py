@@ -145,7 +145,10 @@ def upcoming_holidays(day: date, country: str) -> list[Signal]:
 
 @load_once(maxsize=1024)
 def holidays_between(first: date, last: date, country: str) -> tuple[tuple[date, str], ...]:
-    """The holidays of a country from a day to another one, in order; none of a country that is not known."""
+    """The holidays of a country from a day to another one, in order; none of a country that is not known.
+
+    A day may be several.
+    """
     if country not in holidays.list_supported_countries(include_aliases=False):
         return ()
     known = holidays.country_holidays(country)
@@ -156,7 +159,8 @@ def holidays_between(first: date, last: date, country: str) -> tuple[tuple[date,
         categories=tuple({"public", "unofficial"} & set(known.supported_categories)),
         language="en_US" if "en_US" in known.supported_languages else None,
     )
-    return tuple((when, calendar[when]) for when in sorted(calendar) if first <= when <= last)
+    days = [when for when in sorted(calendar) if first <= when <= last]
+    return tuple((when, name) for when in days for name in calendar.get_list(when))
 
 
 @load_once(maxsize=512)

@@ -41,6 +41,10 @@ def test_holidays_ahead_are_counted_in_days() -> None:
     assert upcoming_holidays(date(2017, 11, 23), "US")[0].text == "Thanksgiving Day today"
     assert "Halloween" in upcoming_holidays(date(2017, 10, 30), "US")[0].text
     assert upcoming_holidays(date(2017, 11, 17), "XX") == []
+    assert [s.text for s in upcoming_holidays(date(2023, 4, 22), "TR")][1:3] == [
+        "Eid al-Fitr tomorrow",
+        "National Sovereignty and Children's Day tomorrow",
+    ]
 
 
 def test_trends_rise_against_the_weeks_before_and_never_look_ahead(tmp_path: Path) -> None:

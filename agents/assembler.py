@@ -18,7 +18,7 @@ from tools.signals import bearing_on
 
 async def open_request(state: Request, runtime: Runtime[Context]) -> dict[str, Any]:
     """Note when the request came, and its settings; nothing of an earlier one in its thread stays."""
-    settings = context_of(runtime).chosen
+    settings = context_of(runtime).overrides
     return {**new_run(RecommendState), "as_of": state.as_of, "started": time.time(), "settings": settings}
 
 

@@ -30,7 +30,7 @@ TEXT_TOKENS = 1500
 UNBOUNDED = 1_000_000
 """Tokens of a prompt that nothing but the window bounds."""
 DEFAULT_BASE_URL = "http://127.0.0.1:8400/v1"
-WHERE = frozenset({"base_url", "judge_base_url", "api_key", "request_timeout", "answers", "weather"})
+CONNECTION = frozenset({"base_url", "judge_base_url", "api_key", "request_timeout", "answers", "weather"})
 """Settings that say how something is reached, not what is asked of it; an address may hold a key."""
 
 
@@ -247,9 +247,9 @@ class Context(BaseSettings):
         return Endpoint(base_url, model, self.api_key, self.request_timeout, self.answers, entities)
 
     @property
-    def chosen(self) -> dict[str, Any]:
-        """The settings that are not the defaults, as JSON values, but for `WHERE`."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(WHERE))
+    def overrides(self) -> dict[str, Any]:
+        """The settings that are not the defaults, as JSON values, but for `CONNECTION`."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(CONNECTION))
 
     @property
     def planner_budget(self) -> int:

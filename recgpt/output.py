@@ -121,7 +121,7 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, settings: 
 
     Raises:
         OutputError: the file is there and was not to be continued, or is of another moment or of other settings
-            (`Context.chosen`).
+            (`Context.overrides`).
     """
     if path is None or not path.exists():
         return set()
@@ -136,7 +136,9 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, settings: 
                 "give the same --as-of, or another name"
             )
         if line.settings != settings:
-            found, wanted = (_told(one, other) for one, other in ((line.settings, settings), (settings, line.settings)))
+            found, wanted = (
+                _differing(one, other) for one, other in ((line.settings, settings), (settings, line.settings))
+            )
             raise OutputError(
                 f"{path} has household {line.user_id} with {found}, this run has {wanted}; "
                 "give the same settings, or another name"
@@ -145,7 +147,7 @@ def finished_users(path: Path | None, resume: bool, moment: datetime, settings: 
     return users
 
 
-def _told(settings: Mapping[str, object], other: Mapping[str, object]) -> str:
+def _differing(settings: Mapping[str, object], other: Mapping[str, object]) -> str:
     """What differs from other settings, in words; what is not in `settings` has its default."""
     names = sorted(name for name in {*settings, *other} if settings.get(name) != other.get(name))
     return ", ".join(f"{name}={settings.get(name, 'default')}" for name in names)

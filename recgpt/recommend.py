@@ -77,7 +77,7 @@ def recommend(
         raise SettingError(
             f"--report and --out are the same file, {out}; give the page another name, such as page.html"
         )
-    done = set() if anew else finished_users(out, resume, moment, context.chosen)
+    done = set() if anew else finished_users(out, resume, moment, context.overrides)
     todo = [user_id for user_id in users if user_id not in done]
     results: list[Recommendation] = []
     if todo:
